@@ -1,0 +1,1 @@
+"""Pure decisions: values in, values out. No sockets, no clock, no chance."""
