@@ -1,0 +1,119 @@
+"""The VTEP device: what it should be, and the steps from what is there."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tweed.addr import format_address, format_mac
+from tweed.model import Link, Vtep
+
+# What encapsulation adds to a container's packet: inner Ethernet 14, outer IP 20 or 40, UDP 8, VXLAN 8 (RFC 7348 section 5).
+OVERHEAD = {4: 50, 6: 70}
+# The kernel's default for a vxlan device without a port attribute; IANA's 4789 came later.
+DEFAULT_PORT = 8472
+
+
+def device_name(vni: int, family: int) -> str:
+    """`flannel.<VNI>`, or `flannel-v6.<VNI>` for its IPv6 sibling."""
+    return f"flannel.{vni}" if family == 4 else f"flannel-v6.{vni}"
+
+
+class Create(msgspec.Struct, frozen=True):
+    vtep: Vtep
+
+    def __str__(self) -> str:
+        return f"ip link add {self.vtep}"
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Only for a device of ours that cannot be changed in place; `why` names the attribute."""
+
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"ip link del {self.name}"
+
+
+class SetLocal(msgspec.Struct, frozen=True):
+    """Attributes that `vxlan_changelink` takes in place: no row is lost."""
+
+    vtep: Vtep
+
+    def __str__(self) -> str:
+        v = self.vtep
+        learning = "learning" if v.learning else "nolearning"
+        return f"ip link set {v.name} type vxlan id {v.vni} local {format_address(v.local)} dev {v.underlay} {learning}"
+
+
+class SetMtu(msgspec.Struct, frozen=True):
+    name: str
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"ip link set {self.name} mtu {self.mtu}"
+
+
+class SetMac(msgspec.Struct, frozen=True):
+    """Never planned when the MAC is right already: the kernel flushes all permanent neighbours even for the same value."""
+
+    name: str
+    mac: bytes
+
+    def __str__(self) -> str:
+        return f"ip link set {self.name} address {format_mac(self.mac)}"
+
+
+class SetUp(msgspec.Struct, frozen=True):
+    name: str
+
+    def __str__(self) -> str:
+        return f"ip link set {self.name} up"
+
+
+DeviceStep = Create | Delete | SetLocal | SetMtu | SetMac | SetUp
+
+
+def device_steps(want: Vtep, have: Link | None, underlay: int) -> tuple[DeviceStep, ...]:
+    """Steps that make the device `want`, given it as the kernel shows it and the ifindex of its underlay. Empty when it is right.
+
+    Raises ValueError with a reason when a device of this name exists that is no VXLAN device: it is not ours to delete.
+    """
+    if have is not None and have.vxlan is None:
+        raise ValueError(f"a device named {want.name} exists and is a {have.kind or 'physical'} device: rename or remove it")
+    if have is None:
+        return (Create(want), SetUp(want.name))
+    if why := _unchangeable(want, have):
+        return (Delete(want.name, why), Create(want), SetUp(want.name))
+    assert have.vxlan is not None
+    steps: list[DeviceStep] = []
+    if (have.vxlan.local, have.vxlan.underlay, have.vxlan.learning) != (want.local, underlay, want.learning):
+        steps.append(SetLocal(want))
+    if have.mtu != want.mtu:
+        steps.append(SetMtu(want.name, want.mtu))
+    if have.mac != want.mac:
+        steps.append(SetMac(want.name, want.mac))
+    if not have.up:
+        steps.append(SetUp(want.name))
+    return tuple(steps)
+
+
+def _unchangeable(want: Vtep, have: Link) -> str:
+    """The attribute that only a new device can have, "" when there is none.
+
+    `udpcsum` is not among them: a receiver takes IPv4 packets with and without it. IPv6 without is dropped by default.
+    """
+    vxlan = have.vxlan
+    assert vxlan is not None
+    for name, is_now, should in (
+        ("id", vxlan.vni, want.vni),
+        ("dstport", vxlan.port, want.port),
+        ("gbp", vxlan.gbp, want.gbp),
+        ("group", vxlan.group is not None, False),
+        ("external", vxlan.collect_metadata, False),
+        ("l2miss", vxlan.l2miss, False),
+        ("udp6zerocsumtx", want.family == 6 and vxlan.udp6_zero_csum_tx, False),
+    ):
+        if is_now != should:
+            return f"{name} is {is_now}, should be {should}"
+    return ""
