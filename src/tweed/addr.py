@@ -7,12 +7,15 @@ carry, self-describing in its length, cheap to hash. Text exists only at the edg
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 
 import msgspec
 
 BITS = {4: 32, 6: 128}
-HEX = frozenset("0123456789abcdefABCDEF")
+# Reading the leases of a large cluster is mostly reading addresses and MACs: with `ipaddress` for IPv4 it takes twice as long.
+IPV4 = re.compile(r"\.".join(["(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"] * 4))
+MAC = re.compile("(XX:){5}XX|(XX-){5}XX|(XXXX\\.){2}XXXX".replace("X", "[0-9a-fA-F]"))
 
 
 def family(address: bytes) -> int:
@@ -21,29 +24,31 @@ def family(address: bytes) -> int:
 
 
 def parse_address(text: str) -> bytes:
-    """`"10.244.1.0"` or `"fd00::1"` as bytes. Raises ValueError naming the text."""
+    """`"10.244.1.0"` or `"fd00::1"` as bytes; no zone (`%eth0`), which bytes cannot hold. Raises ValueError naming the text."""
+    text = text.strip()
+    if (quad := IPV4.fullmatch(text)) is not None:
+        return bytes(map(int, quad.groups()))
     try:
-        return ipaddress.ip_address(text.strip()).packed
+        address = ipaddress.IPv6Address(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not an IP address") from None
+        address = None
+    if address is None or address.scope_id is not None:
+        raise ValueError(f"{text!r} is not an IP address")
+    return address.packed
 
 
 def format_address(address: bytes) -> str:
     """Dotted quad, or IPv6 compressed and lower case (RFC 5952, as Go and iproute2 print it)."""
     if len(address) == 4:
-        return "%d.%d.%d.%d" % (address[0], address[1], address[2], address[3])
+        return ".".join(map(str, address))
     return str(ipaddress.IPv6Address(address))
 
 
 def parse_mac(text: str) -> bytes:
     """Any form that Go's `net.ParseMAC` reads as 6 bytes: `aa:bb:..`, `aa-bb-..`, `aabb.ccdd.eeff`. Raises ValueError."""
-    parts = text.strip().replace("-", ":").split(":")
-    if len(parts) == 1:
-        quads = text.strip().split(".")
-        parts = [q[i : i + 2] for q in quads for i in (0, 2)] if len(quads) == 3 and all(len(q) == 4 for q in quads) else []
-    if len(parts) != 6 or not all(len(p) == 2 and set(p) <= HEX for p in parts):
+    if MAC.fullmatch(text.strip()) is None:
         raise ValueError(f"{text!r} is not a MAC address")
-    return bytes(int(p, 16) for p in parts)
+    return bytes.fromhex(text.replace(":", "").replace("-", "").replace(".", ""))
 
 
 def format_mac(mac: bytes) -> str:
