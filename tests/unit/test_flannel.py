@@ -1,0 +1,397 @@
+import json
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tweed.addr import Prefix, parse_address, parse_mac
+from tweed.errors import UsageError
+from tweed.model import Endpoint, Lease
+from tweed.wire.flannel import (
+    SubnetEnv,
+    format_lease,
+    format_subnet_env,
+    host_overlaps,
+    parse_key,
+    parse_lease,
+    parse_network,
+    parse_subnet_env,
+)
+
+P = Prefix.parse
+MAC, MAC6 = parse_mac("56:4e:6b:10:49:50"), parse_mac("1a:00:00:00:00:06")
+
+# ---- network configuration ----------------------------------------------------------------------------------------
+
+
+def test_defaults():
+    net = parse_network('{"Network": "10.244.7.9/16"}')
+    assert (net.network, net.subnet_len, net.subnet_min, net.subnet_max) == (P("10.244.0.0/16"), 24, P("10.244.1.0/24"), P("10.244.255.0/24"))
+    assert (net.enable_ipv4, net.enable_ipv6, net.enable_nftables, net.network6, net.subnet_min6) == (True, False, False, None, None)
+    assert (net.backend, net.backend_given, net.vni, net.port, net.mtu) == ("vxlan", False, 1, 8472, 0)
+    assert (net.learning, net.gbp, net.direct_routing, net.raw) == (False, False, False, {})
+    assert (net.range(4).first, net.range(6), net.networks) == (P("10.244.1.0/24"), None, (P("10.244.0.0/16"),))
+
+
+def test_everything_given_in_any_case():
+    net = parse_network(
+        '{"NETWORK": "10.0.0.0/8", "subnetlen": 20, "SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0", "enableipv6": true, "IPv6Network": "fd00::/56",'
+        ' "IPv6SubnetLen": 60, "IPv6SubnetMin": "fd00:0:0:20::", "IPv6SubnetMax": "fd00:0:0:c0::", "EnableNFTables": true, "Unknown": [1],'
+        ' "Backend": {"Type": "VXLAN", "vni": 42, "PORT": 4789, "MTU": 9000, "GBP": true, "Learning": true, "DirectRouting": true}}'
+    )
+    assert (net.subnet_len, net.subnet_min, net.subnet_max) == (20, P("10.10.0.0/20"), P("10.99.0.0/20"))
+    assert (net.network6, net.subnet_len6, net.subnet_min6, net.subnet_max6) == (P("fd00::/56"), 60, P("fd00:0:0:20::/60"), P("fd00:0:0:c0::/60"))
+    assert (net.backend, net.vni, net.port, net.mtu, net.gbp, net.learning, net.direct_routing) == ("vxlan", 42, 4789, 9000, True, True, True)
+    assert (net.enable_nftables, net.backend_given) == (True, True)
+    assert net.range(6).fits(P("fd00:0:0:30::/60"))
+    assert not net.range(6).fits(P("fd00:0:0:10::/60"))
+
+
+@pytest.mark.parametrize(
+    ("network", "length", "first", "last"),
+    [
+        ("10.1.0.0/22", 24, "10.1.1.0/24", "10.1.3.0/24"),
+        ("10.1.0.0/23", 25, "10.1.0.128/25", "10.1.1.128/25"),
+        ("10.1.0.0/28", 30, "10.1.0.4/30", "10.1.0.12/30"),
+    ],
+)
+def test_a_default_length_leaves_four_subnets(network, length, first, last):
+    net = parse_network(json.dumps({"Network": network}))
+    assert (net.subnet_len, net.subnet_min, net.subnet_max) == (length, P(first), P(last))
+
+
+@pytest.mark.parametrize(("network", "length"), [("fd00::/48", 64), ("fd00::/62", 64), ("fd00::/63", 65), ("fd00::/124", 126)])
+def test_a_default_ipv6_length_leaves_four_subnets(network, length):
+    net = parse_network(json.dumps({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": network}))
+    assert net.subnet_len6 == length
+    assert net.subnet_min6.value == net.network6.value + net.subnet_min6.step
+
+
+@pytest.mark.parametrize("backend", [{"Type": "udp"}, {"Type": "Host-GW"}, {"Type": "wireguard", "PSK": "x"}])
+def test_other_backends_keep_their_options(backend):
+    net = parse_network(json.dumps({"Network": "10.1.0.0/16", "Backend": backend}))
+    assert net.backend == backend["Type"].lower()
+    assert net.raw == {k.lower(): v for k, v in backend.items()}
+    assert (net.port == 8285) == (net.backend == "udp")
+
+
+BAD_NETWORKS = [
+    ("", "is not JSON"),
+    ("[]", "is not a JSON object"),
+    ("{}", "please define a correct Network parameter in the flannel config"),
+    ({"EnableIPv4": False}, "none defined stack"),
+    ({"EnableIPv4": "false"}, 'EnableIPv4 "false": expected true or false'),
+    ({"EnableIPv6": True}, "please define a correct IPv6Network parameter"),
+    ({"Network": 5}, "Network 5: expected a string"),
+    ({"Network": "10.1.0.0"}, 'Network "10.1.0.0": expected an IPv4 network'),
+    ({"Network": "10.1.0.0/33"}, "expected an IPv4 network"),
+    ({"Network": "fd00::/48"}, "expected an IPv4 network"),
+    ({"Network": "0.0.0.0/0"}, "holds loopback"),
+    ({"Network": "224.0.0.0/8"}, "holds loopback"),
+    ({"Network": "10.1.0.0/29"}, "network is too small. Minimum useful network prefix is /28"),
+    ({"SubnetLen": 31}, "SubnetLen 31: SubnetLen must be less than /31"),
+    ({"SubnetLen": -1}, "SubnetLen -1"),
+    ({"SubnetLen": 24.0}, "SubnetLen 24.0: expected a whole number"),
+    ({"SubnetLen": True}, "SubnetLen true: expected a whole number"),
+    ({"SubnetLen": 17}, "SubnetLen 17: network must be able to accommodate at least four subnets"),
+    ({"SubnetMin": "10.2.0.0"}, "SubnetMin is not in the range of the Network"),
+    ({"SubnetMin": "10.1.0.7"}, "SubnetMin is not on a SubnetLen boundary: use 10.1.0.0"),
+    ({"SubnetMax": "10.2.0.0"}, "SubnetMax is not in the range of the Network"),
+    ({"SubnetMax": "10.1.9.7"}, "SubnetMax is not on a SubnetLen boundary"),
+    ({"SubnetMax": "fd00::"}, "expected an IPv4 address in 10.1.0.0/16"),
+    ({"SubnetMax": "x\ny"}, 'SubnetMax "x\\ny": expected'),
+    ({"SubnetMin": "10.1.9.0", "SubnetMax": "10.1.8.0"}, "SubnetMin 10.1.9.0 is above SubnetMax 10.1.8.0"),
+    ({"EnableIPv6": True, "IPv6Network": "fd00::/125"}, "Minimum useful network prefix is /124"),
+    ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetLen": 127}, "must be less than /127"),
+    ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetLen": 49}, "four subnets"),
+    ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetMin": "fd01::"}, "IPv6SubnetMin is not in the range"),
+    ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetMax": "fd00::1"}, "IPv6SubnetMax is not on a SubnetLen boundary"),
+    ({"EnableIPv6": True, "IPv6Network": "ff00::/48"}, 'IPv6Network "ff00::/48": holds'),
+    ({"Backend": "vxlan"}, 'Backend "vxlan": expected an object'),
+    ({"Backend": {}}, "unknown backend type"),
+    ({"Backend": {"Type": "vx"}}, "unknown backend type: vx"),
+    ({"Backend": {"Type": 1}}, "Backend.Type 1: expected a string"),
+    ({"Backend": {"Type": "vxlan", "VNI": 0}}, "Backend.VNI 0: use 1 to 16777215"),
+    ({"Backend": {"Type": "vxlan", "VNI": 1 << 24}}, "Backend.VNI 16777216: use 1 to 16777215"),
+    ({"Backend": {"Type": "vxlan", "VNI": "1"}}, 'Backend.VNI "1": expected a whole number'),
+    ({"Backend": {"Type": "vxlan", "VNI": 10000000}}, "the device name flannel.10000000 has 16 characters, the kernel takes 15; use a VNI up to 9999999"),
+    (
+        {"EnableIPv6": True, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan", "VNI": 10000}},
+        "the device name flannel-v6.10000 has 16 characters, the kernel takes 15; use a VNI up to 9999",
+    ),
+    ({"Backend": {"Type": "vxlan", "Port": 65536}}, "Backend.Port 65536: use 0 to 65535"),
+    ({"Backend": {"Type": "vxlan", "Port": -1}}, "Backend.Port -1"),
+    ({"Backend": {"Type": "vxlan", "MTU": 65536}}, "Backend.MTU 65536"),
+    ({"Backend": {"Type": "vxlan", "MTU": 100}}, "Backend.MTU 100: too small for IPv4 through VXLAN; use 118"),
+    ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan", "MTU": 1300}}, "too small for IPv6 through VXLAN; use 1350"),
+    ({"Backend": {"Type": "vxlan", "GBP": 1}}, "Backend.GBP 1: expected true or false"),
+]
+
+
+@pytest.mark.parametrize(("config", "why"), BAD_NETWORKS, ids=[str(i) for i in range(len(BAD_NETWORKS))])
+def test_a_bad_configuration_is_refused_in_one_line(config, why):
+    text = config if isinstance(config, str) else json.dumps({"Network": "10.1.0.0/16"} | config)
+    with pytest.raises(UsageError) as error:
+        parse_network(text)
+    assert why in str(error.value)
+    assert str(error.value).startswith("network configuration: ")
+    assert "\n" not in str(error.value)
+
+
+def test_the_largest_vnis_that_have_a_device_name():
+    assert parse_network('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": 9999999}}').vni == 9999999
+    assert parse_network('{"Network": "10.1.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "vxlan", "VNI": 9999}}').vni == 9999
+
+
+def test_port_zero_is_the_default():
+    assert parse_network('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "Port": 0}}').port == 8472
+
+
+def test_host_addresses_in_the_network():
+    net = parse_network('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48"}')
+    addresses = [
+        ("lo", P("127.0.0.1/8")),
+        ("ens33", P("10.244.3.7/24")),
+        ("cni0", P("10.244.1.1/24")),
+        ("ens34", P("10.1.0.5/8")),
+        ("ens35", P("fd00::5/64")),
+    ]
+    assert host_overlaps(net, addresses, {"cni0"}) == [
+        "Network 10.244.0.0/16 holds the address 10.244.3.7/24 of ens33: use another network, or move that address",
+        "IPv6Network fd00::/48 holds the address fd00::5/64 of ens35: use another network, or move that address",
+    ]
+
+
+# ---- leases -------------------------------------------------------------------------------------------------------
+
+V4 = Endpoint(P("10.5.52.0/24"), parse_address("192.0.2.1"), MAC, 1)
+V6 = Endpoint(P("fd00:12:13::/56"), parse_address("2001:db8::1"), MAC6, 1)
+
+# What flannel writes, byte for byte.
+RECORDS = [
+    (
+        "10.5.52.0-24",
+        '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"56:4e:6b:10:49:50"}}',
+        Lease(V4),
+    ),
+    (
+        "10.5.52.0-24&fd00:12:13::-56",
+        '{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"56:4e:6b:10:49:50"},'
+        '"BackendV6Data":{"VNI":1,"VtepMAC":"1a:00:00:00:00:06"}}',
+        Lease(V4, V6),
+    ),
+    (
+        "fd00:12:13::-56",
+        '{"PublicIP":"0.0.0.0","PublicIPv6":"2001:db8::1","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"1a:00:00:00:00:06"}}',
+        Lease(None, V6),
+    ),
+    ("10.5.52.0-24", '{"PublicIP":"192.0.2.1","PublicIPv6":null}', Lease(Endpoint(V4.subnet, V4.public_ip), backend="")),
+    ("10.5.52.0-24", '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}', Lease(Endpoint(V4.subnet, V4.public_ip), backend="host-gw")),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "lease"), RECORDS)
+def test_leases_read_and_write_the_bytes_of_flannel(key, value, lease):
+    assert parse_lease(key, value) == lease
+    assert parse_lease(key, value.encode()) == lease
+    assert format_lease(lease) == value
+    assert lease.key == key
+
+
+@pytest.mark.parametrize(
+    ("value", "lease"),
+    [
+        ('{"publicip":"192.0.2.1","backendtype":"vxlan","BACKENDDATA":{"vni":1,"vtepmac":"56-4E-6B-10-49-50"},"x":{}}', Lease(V4)),
+        ("{}", Lease(Endpoint(V4.subnet), backend="")),
+        ('{"PublicIP":"0.0.0.0","BackendType":"vxlan","BackendData":null}', Lease(Endpoint(V4.subnet))),
+        (
+            '{"PublicIP":"192.0.2.1","BackendType":"wireguard","BackendData":{"PublicKey":"x","Port":51820}}',
+            Lease(Endpoint(V4.subnet, V4.public_ip), backend="wireguard"),
+        ),
+        ('{"PublicIP":"192.0.2.1","BackendType":"extension","BackendData":"text"}', Lease(Endpoint(V4.subnet, V4.public_ip), backend="extension")),
+    ],
+)
+def test_leases_are_read_as_leniently_as_flannel_does(value, lease):
+    assert parse_lease("10.5.52.0-24", value) == lease
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("", "does not end in -LENGTH"),
+        ("10.5.52.0", "does not end in -LENGTH"),
+        ("10.5.52.0-", "does not end in -LENGTH"),
+        ("10.5.52.0-٢٤", "does not end in -LENGTH"),
+        ("10.5.52.0-024", "usual form"),
+        ("10.5.52.0-0", "length 0"),
+        ("10.5.52.0-32", "length 32"),
+        ("10.5.52.0-99", "length 99"),
+        ("10.5.52.1-24", "host bits"),
+        ("10.5.052.0-24", "not an IP address"),
+        ("10x5x52x0-24", "not an IP address"),
+        (" 10.5.52.0-24", "usual form"),
+        ("10.5.52.0-24&", "does not end in -LENGTH"),
+        ("10.5.52.0-24&10.5.53.0-24", "not one IPv4 subnet"),
+        ("fd00::-64&10.5.52.0-24", "not one IPv4 subnet"),
+        ("fd00::-64&fd01::-64", "not one IPv4 subnet"),
+        ("10.5.52.0-24&FD00::-64", "usual form, 10.5.52.0-24&fd00::-64"),
+        ("10.5.52.0-24&fd00::-128", "length 128"),
+        ("1" * 100 + "-24", "longer than any subnet"),
+    ],
+)
+def test_a_key_that_flannel_would_not_write_is_refused(key, why):
+    with pytest.raises(ValueError, match=why):
+        parse_key(key)
+
+
+VXLAN = '{"PublicIP":"192.0.2.1","BackendType":"vxlan","BackendData":%s}'
+BAD_VALUES = [
+    (b"", "is not JSON"),
+    (b"\xff\xfe", "is not JSON"),
+    ("nonsense", "is not JSON"),
+    ("{} {}", "is not JSON"),
+    ("null", "null is not a JSON object"),
+    ('"' + "x" * 70000 + '"', "is 70002 bytes long, more than 65536"),
+    ("[" * 30000, "is not JSON"),
+    ('{"a":' * 10000 + "1" + "}" * 10000, "nested too deeply"),
+    ('{"PublicIP":5}', "PublicIP 5: expected a string"),
+    ('{"PublicIP":"2001:db8::1"}', 'PublicIP "2001:db8::1": not an IPv4 address'),
+    ('{"PublicIP":"host"}', "not an IPv4 address"),
+    ('{"PublicIP":"' + "9" * 500 + '"}', r"9\.\.\.: not an IPv4 address"),
+    ('{"BackendType":7}', "BackendType 7: expected a string"),
+    ('{"BackendType":"a\\nb"}', "not a backend's name"),
+    (VXLAN % '"x"', 'BackendData "x": expected an object'),
+    (VXLAN % '{"VtepMAC":1}', "VtepMAC 1: expected a string"),
+    (VXLAN % '{"VtepMAC":"zz"}', "not a MAC address"),
+    (VXLAN % '{"VtepMAC":"56:4e:6b:10:49:50:00:00"}', "not a MAC address"),
+    (VXLAN % '{"VtepMAC":"01:00:5e:00:00:01"}', "group bit or all zero"),
+    (VXLAN % '{"VtepMAC":"00:00:00:00:00:00"}', "group bit or all zero"),
+    (VXLAN % '{"VNI":"1"}', "not a VNI"),
+    (VXLAN % '{"VNI":-1}', "not a VNI"),
+    (VXLAN % ('{"VNI":1' + "0" * 40 + "}"), "not a VNI"),
+]
+
+
+@pytest.mark.parametrize(("value", "why"), BAD_VALUES, ids=[str(i) for i in range(len(BAD_VALUES))])
+def test_a_value_that_is_no_lease_is_refused_in_one_short_line(value, why):
+    with pytest.raises(ValueError, match=why) as error:
+        parse_lease("10.5.52.0-24", value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+def test_an_ipv4_address_as_the_ipv6_one_is_refused():
+    with pytest.raises(ValueError, match=r'PublicIPv6 "192\.0\.2\.1": not an IPv6 address'):
+        parse_lease("10.5.52.0-24&fd00::-64", '{"PublicIPv6":"192.0.2.1"}')
+
+
+def prefixes(bits, longest):
+    return st.builds(lambda value, length: Prefix(value.to_bytes(bits // 8, "big"), length).network, st.integers(0, (1 << bits) - 1), st.integers(1, longest))
+
+
+def endpoints(bits, longest):
+    address = st.none() | st.integers(1, (1 << bits) - 1).map(lambda v: v.to_bytes(bits // 8, "big"))
+    mac = st.integers(1, (1 << 48) - 1).map(lambda v: (v & ~(1 << 40) or 2).to_bytes(6, "big"))
+    vtep = st.just((None, None)) | st.tuples(mac, st.integers(0, (1 << 24) - 1))
+    return st.builds(lambda p, a, v: Endpoint(p, a, *v), prefixes(bits, longest), address, vtep)
+
+
+LEASES = st.one_of(
+    st.builds(Lease, endpoints(32, 31), st.none() | endpoints(128, 127)),
+    st.builds(Lease, st.none(), endpoints(128, 127)),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LEASES)
+def test_every_lease_survives_the_round_trip(lease):
+    assert parse_lease(lease.key, format_lease(lease)) == lease
+
+
+@settings(max_examples=50, deadline=None)
+@given(LEASES)
+def test_the_written_json_is_compact_and_ordered(lease):
+    value = format_lease(lease)
+    order = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data"]
+    keys = list(json.loads(value))
+    assert keys == [k for k in order if k in keys]
+    assert value == json.dumps(json.loads(value), separators=(",", ":"))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.sampled_from(["192.0.2.1", "vxlan", "56:4e:6b:10:49:50"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["PublicIP", "publicIPv6", "BackendType", "BackendData", "VNI", "VtepMAC", "Network", "Backend", "Type"]), inner, max_size=6
+        )
+    ),
+    max_leaves=10,
+)
+KEYS = st.text(max_size=30) | st.sampled_from(["10.5.52.0-24", "10.5.52.0-24&fd00::-64", "fd00::-64"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(KEYS, JSON.map(lambda v: json.dumps(v).encode()) | st.binary(max_size=60))
+def test_junk_never_raises_anything_but_one_line(key, value):
+    try:
+        lease = parse_lease(key, value)
+    except ValueError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+    else:
+        assert lease.key == key
+    try:
+        parse_network(value.decode("utf-8", "replace"))
+    except UsageError as error:
+        assert "\n" not in str(error)
+
+
+# ---- subnet.env ---------------------------------------------------------------------------------------------------
+
+
+def test_subnet_env_as_flannel_writes_it():
+    net = parse_network('{"Network": "10.0.0.0/8", "EnableIPv6": true, "IPv6Network": "fd00::/48"}')
+    lease = Lease(Endpoint(P("10.0.62.0/24")), Endpoint(P("fd00:0:0:1::/64")))
+    text = (
+        "FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUBNET=10.0.62.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\n"
+        "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+    )
+    assert format_subnet_env(net, lease, 1450, True) == text
+    assert parse_subnet_env(text) == SubnetEnv(P("10.0.0.0/8"), P("10.0.62.0/24"), P("fd00::/48"), P("fd00:0:0:1::/64"))
+
+
+def test_one_family_writes_only_its_own_lines():
+    net = parse_network('{"Network": "10.0.0.0/8"}')
+    assert format_subnet_env(net, Lease(V4), 1450, False) == "FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "subnet"),
+    [
+        ("", None),
+        ("garbage\n===\n\x00", None),
+        ("FLANNEL_SUBNET=10.0.62.1/24", "10.0.62.0/24"),
+        ("# FLANNEL_SUBNET=10.0.1.1/24\n export FLANNEL_SUBNET = '10.0.62.1/24'  # mine\r\n", "10.0.62.0/24"),
+        ("FLANNEL_SUBNET=10.0.1.1/24\nFLANNEL_SUBNET=10.0.62.1/24\n", "10.0.62.0/24"),
+        ("FLANNEL_SUBNET=10.0.62.1/24,nonsense,fd00::1/64", "10.0.62.0/24"),
+        ("FLANNEL_SUBNET=10.0.62.1/24,10.0.63.1/24", None),
+        ("FLANNEL_SUBNET=10.0.62.1", None),
+        ("FLANNEL_SUBNET=10.0.62.1/99", None),
+        ("FLANNEL_IPV6_SUBNET=10.0.62.1/24", None),
+    ],
+)
+def test_subnet_env_is_read_with_its_faults(text, subnet):
+    assert parse_subnet_env(text) == SubnetEnv(subnet=P(subnet) if subnet else None)
+
+
+def test_equal_texts_are_equal_networks():
+    text = '{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}'
+    assert parse_network(text) == parse_network(text)
+    assert msgspec.structs.replace(parse_network(text), vni=2) != parse_network(text)
