@@ -1,0 +1,46 @@
+"""What all tests share: their order, the need for root, and the check that the machine is left as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from tests import machine
+
+# Quick ones first.
+ORDER = ("unit", "contract", "oracles", "kernel", "system")
+NEED_ROOT = {"kernel", "system"}
+
+# How long one example takes says nothing on a machine that others use too.
+hypothesis.settings.register_profile("tweed", deadline=None)
+hypothesis.settings.load_profile("tweed")
+
+
+def directory(item: pytest.Item) -> str:
+    """The directory under tests that an item is in, "" for tests itself."""
+    parts = item.path.relative_to(Path(__file__).parent).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(directory(item)) if directory(item) in ORDER else -1)
+    if os.geteuid() != 0:
+        for item in items:
+            if directory(item) in NEED_ROOT:
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set up first and torn down last. Under script/test, and in a run of everything; single tests may run beside other people's."""
+    if machine.VARIABLE not in os.environ and request.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        yield
+        return
+    before = machine.before()
+    os.environ.setdefault(machine.VARIABLE, os.devnull)  # marks the processes that tests start
+    yield
+    if found := machine.lasting_differences(before):
+        pytest.fail("after the last test this machine is not as it was before:\n  " + "\n  ".join(found), pytrace=False)
