@@ -1,0 +1,117 @@
+"""What changes in the kernel, as it is announced. A hint to look again, never a source of truth: announcements can be lost."""
+
+from __future__ import annotations
+
+import errno
+from typing import Literal
+
+import msgspec
+
+from tweed.kernel.netlink import RECEIVE, Netlink, open_socket
+from tweed.kernel.tables import Names
+from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Route, Row
+from tweed.wire import link as link_wire
+from tweed.wire import netlink as wire
+from tweed.wire import rtnl
+
+# Bits of the groups that a socket can listen to (linux/rtnetlink.h RTNLGRP_*). fdb changes come with the neighbours'.
+LINK, NEIGH = 1 << 0, 1 << 2
+IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1 << 4, 1 << 6, 1 << 8, 1 << 10
+GROUPS = LINK | NEIGH | IPV4_IFADDR | IPV4_ROUTE | IPV6_IFADDR | IPV6_ROUTE
+# Datagrams taken in one drain, so that a storm cannot hold the caller: the rest is there at the next.
+DRAIN = 4096
+
+KINDS: dict[type, Literal["address", "route", "neighbour", "fdb"]] = {
+    InterfaceAddress: "address",
+    Route: "route",
+    Neighbour: "neighbour",
+    FdbEntry: "fdb",
+}
+NEW = frozenset({link_wire.RTM_NEWLINK, rtnl.RTM_NEWADDR, rtnl.RTM_NEWROUTE, rtnl.RTM_NEWNEIGH})
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """One change. `port`: of the socket whose request caused it, 0 when it was the kernel by itself.
+
+    kind "overrun" (no row): more happened than could be kept, look at everything again.
+    """
+
+    kind: Literal["link", "address", "route", "neighbour", "fdb", "overrun"]
+    op: Literal["new", "del"] = "new"
+    row: Row | Link | None = None
+    port: int = 0
+
+
+class Monitor:
+    """A socket that hears of changes. Changes by the ports in `own` are not reported, nor those that `expect` told of.
+
+    What the kernel does on its own account is reported even where it follows from a change of ours: the local route of an address,
+    the routes that go with a link that is set down. Of devices nearly every change is announced without a port, so ours come too.
+    """
+
+    def __init__(self, netns: int | None = None, groups: int = GROUPS) -> None:
+        """`netns`: file descriptor of the namespace to listen in, None for the caller's own. Devices are always listened to, for their names."""
+        self.own: set[int] = set()
+        self._socket = open_socket(netns, groups | LINK)
+        self._asker = Netlink(netns)
+        self._names = Names(self._asker)
+        self._gone: set[int] = set()
+        self._expected: dict[Row, str] = {}
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+        self._asker.close()
+
+    def expect(self, changes: Changes) -> None:
+        """Tell what has just been changed, before the next drain: the kernel announces fdb entries and IPv6 addresses without a port.
+
+        All echoes of a change are queued before the call that made it returns, so the next complete drain forgets what it was told.
+        """
+        for change in changes:
+            self._expected[as_announced(change.row)] = "new" if change.op == "replace" else "del"
+
+    def drain(self) -> list[Notice]:
+        """What has happened since the last call, in order. Never blocks."""
+        for index in self._gone:  # the last words about a device come after the news of its end
+            self._names.pop(index, None)
+        self._gone.clear()
+        notices: list[Notice] = []
+        for _ in range(DRAIN):
+            try:
+                data = self._socket.recv(RECEIVE)
+            except BlockingIOError:
+                self._expected.clear()
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                notices.append(Notice("overrun"))
+                continue
+            self._read(data, notices)
+        return notices
+
+    def _read(self, data: bytes, notices: list[Notice]) -> None:
+        for kind, _, _, port, start, end in wire.messages(data):
+            op: Literal["new", "del"] = "new" if kind in NEW else "del"
+            message = data[start - 16 : end]
+            if kind in (link_wire.RTM_NEWLINK, link_wire.RTM_DELLINK):
+                for link in link_wire.decode_links(message):
+                    self._names[link.index] = link.name
+                    if op == "del":
+                        self._gone.add(link.index)
+                    else:
+                        self._gone.discard(link.index)
+                    if port not in self.own:
+                        notices.append(Notice("link", op, link, port))
+            elif port not in self.own:
+                for row in rtnl.decode(message, self._names):
+                    if port or self._expected.get(row) != op:
+                        notices.append(Notice(KINDS[type(row)], op, row, port))
+
+
+def as_announced(row: Row) -> Row:
+    """The row as the kernel tells it back."""
+    return msgspec.structs.replace(row, nodad=False) if isinstance(row, InterfaceAddress) and row.nodad else row

@@ -1,0 +1,226 @@
+"""The four tables of the kernel: dump them, ask for single rows, apply changes.
+
+The kernel filters dumps by device, table and protocol where it can. A dump is no snapshot: rows that change meanwhile may be missed
+or doubled, so `present` confirms a surplus row before anybody deletes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+
+from tweed.addr import Prefix, format_address, format_mac
+from tweed.errors import KernelError
+from tweed.kernel import links
+from tweed.kernel.netlink import Netlink
+from tweed.model import NUD_NOARP, TABLE_MAIN, Changes, Failure, FdbEntry, InterfaceAddress, Neighbour, Route, Row
+from tweed.wire import rtnl as wire
+
+# What a delete of something that is gone already answers: fdb and neighbour, route, address.
+GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
+
+
+class Names(wire.Names):
+    """Device names by ifindex, asked of the kernel once each. Short-lived: a device can be renamed."""
+
+    def __init__(self, nl: Netlink, known: Mapping[int, str] | None = None) -> None:
+        super().__init__(known or {})
+        self.nl = nl
+
+    def __missing__(self, index: int) -> str:
+        link = links.link(self.nl, index) if index else None
+        self[index] = name = super().__missing__(index) if link is None else link.name
+        return name
+
+
+def addresses(nl: Netlink, device: str | None = None, family: int | None = None) -> list[InterfaceAddress]:
+    """The addresses of a device (or of all), of a family 4 or 6 (or both). A device that does not exist has none."""
+    index, names = look_up(nl, device)
+    if index is None:
+        return []
+    datagrams = nl.dump(wire.dump_addresses(family or 0, index), "ip addr show")
+    rows = (row for data in datagrams for row in wire.decode(data, names))
+    return [row for row in rows if isinstance(row, InterfaceAddress) and device in (None, row.device)]
+
+
+def routes(
+    nl: Netlink,
+    family: int,
+    *,
+    table: int | None = TABLE_MAIN,
+    device: str | None = None,
+    protocol: int | None = None,
+    inside: Prefix | None = None,
+) -> list[Route]:
+    """The routes of a family (4 or 6) in a table (None: all tables), narrowed by device, protocol, and to destinations within `inside`.
+
+    A multipath route is one row per next hop; cached routes are left out. A table or device that does not exist has none.
+    """
+    index, names = look_up(nl, device)
+    if index is None:
+        return []
+    try:
+        datagrams = nl.dump(wire.dump_routes(family, table or 0, index, protocol or 0), f"ip -{family} route show")
+    except KernelError as error:
+        if error.errno == errno.ENOENT:  # FIB table does not exist
+            return []
+        raise
+    found: list[Route] = []
+    for data in datagrams:
+        found += wire.decode(data, names, inside)  # type: ignore[arg-type]  # a route dump holds routes
+    # The kernel compares the device of any next hop, and older ones ignore filters.
+    if device is not None:
+        found = [row for row in found if row.device == device]
+    if table is not None:
+        found = [row for row in found if row.table == table]
+    if protocol is not None:
+        found = [row for row in found if row.protocol == protocol]
+    return found
+
+
+def neighbours(nl: Netlink, device: str, family: int) -> list[Neighbour]:
+    """The neighbours of a device, of a family 4 or 6: what `ip neigh` shows, so neither NOARP rows nor proxies."""
+    index, names = look_up(nl, device)
+    if index is None:
+        return []
+    datagrams = nl.dump(wire.dump_neighbours(family, index), f"ip -{family} neigh show dev {device}")
+    found: list[Neighbour] = []
+    for data in datagrams:
+        found += wire.decode(data, names)  # type: ignore[arg-type]  # a neighbour dump holds neighbours
+    return [row for row in found if row.state & ~NUD_NOARP and row.device == device]
+
+
+def fdb(nl: Netlink, device: str) -> list[FdbEntry]:
+    """The fdb of a device as `bridge fdb show dev` has it, of a bridge as `bridge fdb show br`: its own rows and those of its ports."""
+    link = links.link(nl, device)
+    if link is None:
+        return []
+    names, bridge = Names(nl, {link.index: link.name}), link.kind == "bridge"
+    datagrams = nl.dump(wire.dump_fdb(link.index, bridge), f"bridge fdb show {'br' if bridge else 'dev'} {device}")
+    found: list[FdbEntry] = []
+    for data in datagrams:
+        found += wire.decode(data, names)  # type: ignore[arg-type]  # an fdb dump holds fdb entries
+    return found if bridge else [row for row in found if row.device == device]
+
+
+def look_up(nl: Netlink, device: str | None) -> tuple[int | None, Names]:
+    """The ifindex to filter by (0 for any device, None for one that does not exist) and the names to decode with."""
+    if device is None:
+        return 0, Names(nl)
+    link = links.link(nl, device)
+    return (None, Names(nl)) if link is None else (link.index, Names(nl, {link.index: link.name}))
+
+
+def apply(nl: Netlink, changes: Changes) -> tuple[Failure, ...]:
+    """Carry out all changes in order, in one batch. Returns those that failed; deleting what is gone already is no failure.
+
+    A refusal does not stop the changes behind it. Every change of a device that does not exist fails with ENODEV.
+    """
+    index = indices(nl, {change.row.device for change in changes})
+    sent: list[int] = []
+    messages: list[bytes] = []
+    failures: list[tuple[int, Failure]] = []
+    for position, change in enumerate(changes):
+        if change.row.device and change.row.device not in index:
+            failures.append((position, Failure(change, errno.ENODEV, os.strerror(errno.ENODEV))))
+            continue
+        sent.append(position)
+        messages.append(wire.encode(change, index))
+    for number, (code, text) in nl.send(messages).items():
+        change = changes[sent[number]]
+        if change.op == "replace" or code not in GONE:
+            failures.append((sent[number], Failure(change, code, text)))
+    return tuple(failure for _, failure in sorted(failures, key=lambda item: item[0]))
+
+
+def indices(nl: Netlink, devices: Iterable[str]) -> dict[str, int]:
+    """ifindex by name, without those that do not exist."""
+    found = (links.link(nl, device) for device in devices if device)
+    return {link.name: link.index for link in found if link is not None}
+
+
+def present(nl: Netlink, row: Row) -> bool:
+    """Whether exactly this row is in the kernel now.
+
+    Linux can be asked for one neighbour, but not for one address or one route (RTM_GETROUTE answers which route wins, not whether a
+    given one exists) and of a MAC's several fdb rows it tells only the first. So: a single get where it can say yes, else a dump
+    narrowed as far as the kernel can.
+    """
+    if isinstance(row, Neighbour):
+        return lookup_neighbour(nl, row.address, row.device) == row
+    if isinstance(row, FdbEntry):
+        first = lookup_fdb(nl, row.mac, row.device, vlan=row.vlan, master=row.master)
+        return first is not None and (first == row or row in fdb(nl, row.device))
+    if isinstance(row, InterfaceAddress):
+        return any(each.address == row.address and each.scope == row.scope for each in addresses(nl, row.device, row.address.family))
+    try:
+        if lookup_route(nl, row.dst.address) == row:
+            return True
+    except KernelError:
+        pass  # no route wins: it may be there, in another table or behind a rule
+    return row in routes(nl, row.dst.family, table=row.table, device=row.device or None, protocol=row.protocol, inside=row.dst)
+
+
+def lookup_route(
+    nl: Netlink,
+    dst: bytes,
+    *,
+    src: bytes | None = None,
+    iif: str | None = None,
+    mark: int = 0,
+    proto: int | None = None,
+    sport: int | None = None,
+    dport: int | None = None,
+) -> Route:
+    """The very row that decides about a packet to `dst`. `iif`: the device it came in by, for one to be forwarded.
+
+    Of a multipath route the first next hop. Raises KernelError in the kernel's words when no row lets the packet pass. Rows of the
+    local table come with `table` main while there are no routing rules of one's own: the kernel then keeps both in one (fib_trie).
+    """
+    operation = " ".join(["ip route get fibmatch", format_address(dst), *(["from", format_address(src)] if src else []), *(["iif", iif] if iif else [])])
+    index = links.index_of(nl, iif, operation) if iif else 0
+    question = wire.get_route(dst, src=src, iif=index, mark=mark, proto=proto, sport=sport, dport=dport)
+    row = first_row(nl, question, operation)
+    assert isinstance(row, Route), row
+    return row
+
+
+def lookup_neighbour(nl: Netlink, address: bytes, device: str) -> Neighbour | None:
+    """The neighbour row of one address, None when there is none."""
+    link = links.link(nl, device)
+    if link is None:
+        return None
+    row = first_row_or_none(nl, wire.get_neighbour(address, link.index), f"ip neigh get {format_address(address)} dev {device}")
+    return row if isinstance(row, Neighbour) else None
+
+
+def lookup_fdb(nl: Netlink, mac: bytes, device: str, *, vlan: int | None = None, master: bool = False) -> FdbEntry | None:
+    """The fdb row of one MAC: in the device's own table, or with `master` in the bridge that it is (a port of). None when there is none.
+
+    Of several rows of a VXLAN device for one MAC it is the first.
+    """
+    link = links.link(nl, device)
+    if link is None:
+        return None
+    message = wire.get_fdb(mac, link.index, master=master, bridge=master and link.kind == "bridge", vlan=vlan)
+    row = first_row_or_none(nl, message, f"bridge fdb get {format_mac(mac)} dev {device} {'master' if master else 'self'}")
+    return row if isinstance(row, FdbEntry) else None
+
+
+def first_row(nl: Netlink, question: bytes, operation: str) -> Row:
+    answers = nl.request(question, operation)
+    names = Names(nl)
+    for answer in answers:
+        for row in wire.decode(answer, names):
+            return row
+    raise KernelError(operation, errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def first_row_or_none(nl: Netlink, question: bytes, operation: str) -> Row | None:
+    try:
+        return first_row(nl, question, operation)
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
