@@ -237,11 +237,11 @@ class Route(msgspec.Struct, frozen=True):
             words += ["table", TABLE_NAMES.get(self.table, str(self.table))]
         if self.protocol != PROTOCOL_BOOT:
             words += ["proto", PROTOCOL_NAMES.get(self.protocol, str(self.protocol))]
-        if self.scope and self.type == 1:
+        if self.scope:
             words += ["scope", SCOPE_NAMES.get(self.scope, str(self.scope))]
         if self.src is not None:
             words += ["src", format_address(self.src)]
-        if self.metric:
+        if self.metric or len(self.dst.address) == 16:
             words += ["metric", str(self.metric)]
         if self.onlink:
             words.append("onlink")
@@ -281,9 +281,11 @@ class FdbEntry(msgspec.Struct, frozen=True):
         words = [format_mac(self.mac), "dev", self.device]
         if self.dst is not None:
             words += ["dst", format_address(self.dst)]
-        for name in ("port", "vni", "via", "vlan"):
+        for name in ("vlan", "port", "vni"):
             if (value := getattr(self, name)) is not None:
                 words += [name, str(value)]
+        if self.via is not None:
+            words += ["via", f"if{self.via}"]  # iproute2 takes this for a name too
         words.append("master" if self.master else "self")
         if self.permanent:
             words.append("permanent")
