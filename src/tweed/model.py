@@ -1,12 +1,12 @@
 """The values that everything else speaks of. Frozen, comparable, printed as the command or the table row a person knows.
 
-    Lease      who has which subnet, and behind which VTEP and host        (the store)
-    Vtep       the VXLAN device this node should have                      (`ip link add ... type vxlan`)
-    Link       a device as the kernel shows it                             (`ip -d link`)
-    InterfaceAddress, Route, Neighbour, FdbEntry: one row of one table     (`ip addr|route|neigh`, `bridge fdb`)
-    KernelState   many rows: what should be (`want`) or what is (`have`)
-    Changes       the ordered way from have to want, as commands
-    Failure       one change the kernel refused, with its words
+Lease      who has which subnet, and behind which VTEP and host        (the store)
+Vtep       the VXLAN device this node should have                      (`ip link add ... type vxlan`)
+Link       a device as the kernel shows it                             (`ip -d link`)
+InterfaceAddress, Route, Neighbour, FdbEntry: one row of one table     (`ip addr|route|neigh`, `bridge fdb`)
+KernelState   many rows: what should be (`want`) or what is (`have`)
+Changes       the ordered way from have to want, as commands
+Failure       one change the kernel refused, with its words
 """
 
 from __future__ import annotations
@@ -323,7 +323,10 @@ class Change(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         row = self.row
-        family6 = not isinstance(row, FdbEntry) and len(row.dst.address if isinstance(row, Route) else row.address if isinstance(row, Neighbour) else row.address.address) == 16
+        family6 = (
+            not isinstance(row, FdbEntry)
+            and len(row.dst.address if isinstance(row, Route) else row.address if isinstance(row, Neighbour) else row.address.address) == 16
+        )
         tool = TOOLS[type(row)].replace("ip ", "ip -6 ") if family6 else TOOLS[type(row)]
         verb = "del" if self.op == "delete" else "replace"
         text = str(row)

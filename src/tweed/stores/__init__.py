@@ -1,6 +1,6 @@
 """Who holds which subnet. One contract (`LeaseStore`), one test suite (`tests/contract`), any number of stores.
 
-    sqlite:///PATH   embedded: every agent on one kernel, no server
+sqlite:///PATH   embedded: every agent on one kernel, no server
 """
 
 from __future__ import annotations
