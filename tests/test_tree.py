@@ -15,4 +15,5 @@ ROOT = Path(__file__).parent.parent
 def test_clean(command: str) -> None:
     tool, *arguments = command.split()
     done = subprocess.run([sys.executable, "-m", tool, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+    if done.returncode != 0:
+        pytest.fail(f"{command}:\n{done.stdout}{done.stderr}", pytrace=False)
