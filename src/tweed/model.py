@@ -241,7 +241,7 @@ class Route(msgspec.Struct, frozen=True):
             words += ["scope", SCOPE_NAMES.get(self.scope, str(self.scope))]
         if self.src is not None:
             words += ["src", format_address(self.src)]
-        if self.metric or len(self.dst.address) == 16:
+        if self.metric:
             words += ["metric", str(self.metric)]
         if self.onlink:
             words.append("onlink")

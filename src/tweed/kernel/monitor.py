@@ -107,9 +107,8 @@ class Monitor:
                     if port not in self.own:
                         notices.append(Notice("link", op, link, port))
             elif port not in self.own:
-                for row in rtnl.decode(message, self._names):
-                    if port or self._expected.get(row) != op:
-                        notices.append(Notice(KINDS[type(row)], op, row, port))
+                rows = rtnl.decode(message, self._names)
+                notices += [Notice(KINDS[type(row)], op, row, port) for row in rows if port or self._expected.get(row) != op]
 
 
 def as_announced(row: Row) -> Row:
