@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import msgspec
 
-from tweed.addr import format_address, format_mac
-from tweed.model import Link, Vtep
+from tweed.addr import Prefix, format_address, format_mac
+from tweed.model import Lease, Link, Vtep
+from tweed.plan.underlay import Underlay
+from tweed.wire.flannel import Network, device_name
 
 # What encapsulation adds to a container's packet: inner Ethernet 14, outer IP 20 or 40, UDP 8, VXLAN 8 (RFC 7348 section 5).
 OVERHEAD = {4: 50, 6: 70}
-# The kernel's default for a vxlan device without a port attribute; IANA's 4789 came later.
-DEFAULT_PORT = 8472
 
 
-def device_name(vni: int, family: int) -> str:
-    """`flannel.<VNI>`, or `flannel-v6.<VNI>` for its IPv6 sibling."""
-    return f"flannel.{vni}" if family == 4 else f"flannel-v6.{vni}"
+def wanted_vteps(network: Network, lease: Lease, underlay: Underlay) -> tuple[Vtep, ...]:
+    """This node's VTEP devices, one per family of its lease. The MTU is the underlay's (or the configured one, where less) less the overhead."""
+    base = min(network.mtu or underlay.mtu, underlay.mtu)
+    vteps = []
+    for endpoint, local in ((lease.v4, underlay.local), (lease.v6, underlay.local6)):
+        if endpoint is None or endpoint.mac is None or local is None:
+            continue
+        family = endpoint.subnet.family
+        vteps.append(
+            Vtep(
+                name=device_name(network.vni, family),
+                vni=network.vni,
+                port=network.port,
+                local=local,
+                underlay=underlay.device,
+                mac=endpoint.mac,
+                mtu=base - OVERHEAD[family],
+                address=Prefix(endpoint.subnet.address, endpoint.subnet.bits),
+                learning=network.learning,
+                gbp=network.gbp,
+            )
+        )
+    return tuple(vteps)
 
 
 class Create(msgspec.Struct, frozen=True):

@@ -1,0 +1,3 @@
+from tweed.cli import main
+
+main()

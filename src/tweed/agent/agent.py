@@ -1,0 +1,454 @@
+"""The agent of one node: start, then keep right until told to end.
+
+    store events ─┐
+    kernel events ┼─> wake ─> publish own lease ─> device ─> rows ─> firewall ─> status
+    slow tick ────┘
+
+An event only says "look again". Ending, however it comes, leaves the data plane as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from tweed.addr import Prefix, format_address
+from tweed.agent import claim, files
+from tweed.agent.attachments import Attachments, NodeNetwork
+from tweed.agent.dataplane import Dataplane, Report
+from tweed.agent.firewall import Firewall
+from tweed.agent.log import log
+from tweed.agent.membership import Backoff, Membership, other_macs
+from tweed.config import Settings
+from tweed.errors import KernelError, StoreUnavailable, TweedError, UsageError
+from tweed.kernel import links, sysctl, tables
+from tweed.kernel.monitor import Monitor, Notice
+from tweed.kernel.netlink import Netlink
+from tweed.kernel.processes import running
+from tweed.model import Endpoint, FdbEntry, InterfaceAddress, Lease, Link, Neighbour, Owner, Route, Vtep
+from tweed.plan.device import SetMac, wanted_vteps
+from tweed.plan.screen import Problem, Screened, screen
+from tweed.plan.underlay import Host, NoUnderlay, Underlay, Wish, choose_underlay
+from tweed.stores import LeaseStore, open_store
+from tweed.wire.flannel import Network, device_name, host_overlaps, parse_network
+
+RETRY_S = (1.0, 60.0)
+MAC_REWRITES = (3, 60.0)  # so many restorations within so many seconds: somebody else insists
+MAC_REWRITERS = ("systemd-networkd", "NetworkManager", "systemd-udevd", "connmand", "wickedd")
+
+
+class ConfigChanged(Exception):
+    """The stored configuration is another one now: start over with it. The data plane stays meanwhile."""
+
+
+class Agent:
+    """One node's agent. `watch_kernel=False` leaves only the tick to notice drift (for tests and for kernels without events)."""
+
+    def __init__(self, settings: Settings, *, watch_kernel: bool = True) -> None:
+        self.settings = settings
+        self.watch_kernel = watch_kernel
+        self.started_at = time.time()
+        self.owner = Owner(settings.node_name, sysctl.boot_id())
+        self.notes = files.Notes(settings.state_dir / "notes.json")
+        self.netlink = Netlink()
+        self.dataplane = Dataplane(self.netlink)
+        self.firewall = Firewall(settings, self.notes, self.netlink)
+        self.attachments = Attachments(settings.state_dir / "attachments.json", self.netlink)
+        self.store: LeaseStore | None = None
+        self.membership: Membership | None = None
+        self.network: Network | None = None
+        self.network_text = ""
+        self.underlay: Underlay | None = None
+        self.screened = Screened({}, ())
+        self.problems: dict[str, Problem] = {}
+        self.report = Report()
+        self.reason = "starting"
+        self.paused = False
+        self.complete = False
+        self.passes = self.repairs = self.lease_changes = 0
+        self.last_pass_at = 0.0
+        self.last_reason = ""
+        self.wake = asyncio.Event()
+        self.reasons: set[str] = set()
+        self.retry_s = RETRY_S[0]
+        self.mac_restored: deque[float] = deque(maxlen=MAC_REWRITES[0])
+        self.mac_adopted = False
+
+    @property
+    def renew_margin_s(self) -> float:
+        return self.settings.subnet_lease_renew_margin * 60.0
+
+    # ---- life ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled. Raises UsageError for a configuration that can never work."""
+        monitor = Monitor() if self.watch_kernel else None
+        try:
+            if monitor is not None:
+                monitor.own.add(self.netlink.port)
+                asyncio.get_running_loop().add_reader(monitor.fileno(), self.on_kernel, monitor)
+            while True:
+                try:
+                    await self._serve_network()
+                except ConfigChanged:
+                    log.info("the network configuration changed: starting over with it")
+        finally:
+            if monitor is not None:
+                asyncio.get_running_loop().remove_reader(monitor.fileno())
+                monitor.close()
+            if self.store is not None:
+                await self.store.close()
+
+    async def _serve_network(self) -> None:
+        """With one network configuration: join, then keep right."""
+        self.complete = False
+        store = await self._open_store()
+        self.network = await self._configuration(store)
+        self.membership = Membership(store, self.owner, self.renew_margin_s, self.on_leases)
+        self.membership.see_snapshot(await store.snapshot())
+        claim.check_backend_reading(self.network, self.membership.records.values())
+        self.underlay = await self._find_underlay()
+        self.check_overlap()
+        await self._acquire()
+        self._set_up_dataplane()
+        follower = asyncio.create_task(self.membership.follow())
+        try:
+            await self._keep_right(follower)
+        finally:
+            follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follower
+
+    async def _tries(self) -> AsyncIterator[Backoff]:
+        """Pauses between attempts of a start-up step, for ever; the reason stands in the status meanwhile."""
+        backoff = Backoff()
+        while True:
+            yield backoff
+            await backoff.pause()
+
+    def _wait_for(self, why: str) -> None:
+        self.reason = why
+        log.warning("waiting: %s", why)
+
+    async def _open_store(self) -> LeaseStore:
+        if self.store is not None:
+            return self.store
+        async for _ in self._tries():
+            try:
+                self.store = open_store(self.settings.store)
+                return self.store
+            except StoreUnavailable as error:
+                self._wait_for(str(error))
+        raise AssertionError("tries never end")
+
+    async def _configuration(self, store: LeaseStore) -> Network:
+        """The stored network configuration; an empty store is seeded from --net-config-path."""
+        async for _ in self._tries():
+            try:
+                text = await store.config()
+                if text is None and (seed := files.read_text(self.settings.net_config_path)) is not None:
+                    parse_network(seed)
+                    await store.set_config(seed, replace=False)
+                    text = await store.config()
+            except StoreUnavailable as error:
+                self._wait_for(str(error))
+                continue
+            if text is not None:
+                network = parse_network(text)
+                claim.check_supported(network)
+                self.network_text = text
+                return network
+            self._wait_for(f"no network configuration in {self.settings.store}, and no file {self.settings.net_config_path}: write one with tweed net init")
+        raise AssertionError("tries never end")
+
+    # ---- where this node is ------------------------------------------------------------------------------------
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        assert self.network is not None
+        return tuple(f for f, on in ((4, self.network.enable_ipv4), (6, self.network.enable_ipv6)) if on)
+
+    @property
+    def networks(self) -> tuple[Prefix, ...]:
+        assert self.network is not None
+        return self.network.networks
+
+    def _host(self) -> Host:
+        ours = {device_name(self.network.vni, f) for f in (4, 6)} if self.network else set()
+        found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
+        addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
+        defaults = tuple(r for f in (4, 6) for r in tables.routes(self.netlink, f) if r.dst.length == 0)
+        return Host(found, addresses, defaults)
+
+    def choose_underlay_now(self) -> Underlay:
+        s = self.settings
+        wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
+        return choose_underlay(wish, self._host(), lambda address: tables.lookup_route(self.netlink, address))
+
+    async def _find_underlay(self) -> Underlay:
+        async for _ in self._tries():
+            try:
+                underlay = self.choose_underlay_now()
+                addresses = " and ".join(format_address(a) for a in (underlay.local, underlay.local6) if a is not None)
+                log.info("underlay is %s with %s, because of %s", underlay.device, addresses, underlay.why)
+                return underlay
+            except (NoUnderlay, KernelError) as error:
+                self._wait_for(str(error))
+        raise AssertionError("tries never end")
+
+    def _follow_underlay(self) -> None:
+        """An underlay that changed its address, index or MTU is followed; one that is gone is waited for."""
+        assert self.underlay is not None
+        try:
+            underlay = self.choose_underlay_now()
+        except (NoUnderlay, KernelError) as error:
+            self.problems["underlay"] = Problem("underlay", self.underlay.device, str(error))
+            return
+        self.problems.pop("underlay", None)
+        if underlay != self.underlay:
+            log.info("the underlay changed: %s, MTU %d", underlay.device, underlay.mtu)
+            self.underlay = underlay
+            self.dataplane.vteps = self.wanted_vteps()
+            self._write_subnet_file()
+
+    def check_overlap(self) -> None:
+        """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are."""
+        assert self.network is not None
+        previous = files.previous_subnet(self.settings.subnet_file)
+        own = [p for p in (previous.subnet, previous.subnet6) if p is not None]
+        addresses = [(a.device, a.address) for a in self._host().addresses if not any(p.contains(a.address) for p in own)]
+        if overlaps := host_overlaps(self.network, addresses, {device_name(self.network.vni, f) for f in (4, 6)}):
+            raise UsageError(overlaps[0])
+
+    # ---- the lease ---------------------------------------------------------------------------------------------
+
+    def request(self) -> claim.Request:
+        """Who asks for a lease."""
+        assert self.network is not None and self.underlay is not None
+        devices = {family: links.link(self.netlink, device_name(self.network.vni, family)) for family in self.families}
+        return claim.Request(
+            network=self.network,
+            owner=self.owner,
+            public_ip=self.underlay.local,
+            public_ip6=self.underlay.local6,
+            previous=files.previous_subnet(self.settings.subnet_file),
+            local_macs={family: link.mac for family, link in devices.items() if link is not None},
+            renew_margin_s=self.renew_margin_s,
+        )
+
+    async def _acquire(self) -> None:
+        """Hold a lease: the one that is provably ours, else a new one. Full, or no store: wait and say so."""
+        assert self.membership is not None
+        async for backoff in self._tries():
+            try:
+                record = await claim.acquire(self.membership, self.request())
+            except TweedError as error:
+                self._wait_for(str(error))
+                continue
+            self.membership.hold(record)
+            backoff.reset()
+            log.info("lease %s is this node's", record.lease)
+            return
+
+    def lease(self) -> Lease:
+        """What the store should say of this node."""
+        assert self.membership is not None and self.membership.own is not None and self.underlay is not None and self.network is not None
+        own = self.membership.own.lease
+        parts = {}
+        for name, endpoint, public in (("v4", own.v4, self.underlay.local), ("v6", own.v6, self.underlay.local6)):
+            if endpoint is not None:
+                parts[name] = Endpoint(endpoint.subnet, public, self._mac(endpoint), self.network.vni)
+        return Lease(**parts, backend=own.backend)
+
+    def _mac(self, endpoint: Endpoint) -> bytes | None:
+        """The published VTEP MAC: the lease's own, or the device's where somebody insists on another."""
+        assert self.network is not None and self.membership is not None and self.membership.own is not None
+        if self.mac_adopted:
+            family = endpoint.subnet.family
+            link = links.link(self.netlink, device_name(self.network.vni, family))
+            if link is not None and link.mac not in other_macs(self.membership.records, self.membership.own.key, family):
+                return link.mac
+        return endpoint.mac
+
+    # ---- the kernel --------------------------------------------------------------------------------------------
+
+    def wanted_vteps(self) -> tuple[Vtep, ...]:
+        assert self.network is not None and self.underlay is not None
+        return wanted_vteps(self.network, self.lease(), self.underlay)
+
+    @property
+    def mtu(self) -> int:
+        """What fits every family: FLANNEL_MTU and the bridge's."""
+        return min((vtep.mtu for vtep in self.dataplane.vteps), default=0)
+
+    def _set_up_dataplane(self) -> None:
+        self.dataplane.vteps = self.wanted_vteps()
+        self.dataplane.networks = self.networks
+        files.remove_stale_devices(self.netlink, self.notes, keep=[v.name for v in self.dataplane.vteps])
+        self.notes.add("devices", (v.name for v in self.dataplane.vteps))
+        self.notes.add("networks", (str(n) for n in self.networks))
+        self.notes.add("files", [str(self.settings.subnet_file)])
+        self._write_subnet_file()
+        self.attachments.reconcile()
+        self.look_again("start")
+
+    def _write_subnet_file(self) -> None:
+        assert self.network is not None
+        try:
+            files.write_subnet_file(self.settings, self.network, self.lease(), self.mtu)
+            self.problems.pop("subnet-file", None)
+        except OSError as error:
+            self.problems["subnet-file"] = Problem("subnet-file", str(self.settings.subnet_file), f"cannot be written: {error.strerror}")
+
+    def node_network(self) -> NodeNetwork:
+        """Where this node's containers go. Raises TweedError with the present reason while there is no lease."""
+        if self.membership is None or self.membership.own is None or not self.dataplane.vteps:
+            raise TweedError(f"this node has no subnet yet: {self.reason}")
+        if self.membership.fenced:
+            raise TweedError(self.membership.fenced)
+        own = self.membership.own.lease
+        return NodeNetwork(own.v4.subnet if own.v4 else None, own.v6.subnet if own.v6 else None, self.mtu, "cni0", self.networks)
+
+    # ---- the loop ----------------------------------------------------------------------------------------------
+
+    def look_again(self, reason: str) -> None:
+        self.reasons.add(reason)
+        self.wake.set()
+
+    def on_leases(self, keys: set[str] | None) -> None:
+        self.lease_changes += 1
+        self.look_again("lease")
+
+    def on_kernel(self, monitor: Monitor) -> None:
+        """Somebody else changed something: look again if it can concern us."""
+        for notice in monitor.drain():
+            if self._concerns(notice):
+                self.look_again("kernel")
+
+    def _concerns(self, notice: Notice) -> bool:
+        devices = {vtep.name for vtep in self.dataplane.vteps}
+        underlay = {self.underlay.device} if self.underlay is not None else set()
+        match notice.row:
+            case Link(name=name):
+                return name in devices | underlay
+            case InterfaceAddress(device=device):
+                return device in devices | underlay
+            case Route(dst=dst, device=device):
+                return device in devices or any(network.contains(dst) for network in self.dataplane.networks)
+            case Neighbour(device=device) | FdbEntry(device=device):
+                return device in devices
+            case _:
+                return True  # an overrun: anything may have happened
+
+    async def _keep_right(self, follower: asyncio.Task[None]) -> None:
+        while True:
+            tick = self.settings.resync or None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), tick)
+            self.wake.clear()
+            reasons, self.reasons = self.reasons or {"tick"}, set()
+            if follower.done():
+                follower.result()
+            if self.paused:
+                continue
+            await self._pass(reasons)
+
+    async def _pass(self, reasons: set[str]) -> None:
+        """One turn: publish, screen, mend, and remember how it went."""
+        assert self.membership is not None and self.network is not None
+        await self.membership.publish(self.lease())
+        if "tick" in reasons:
+            await self._check_configuration()
+        self.screened = screen(self.membership.records.values(), self.membership.junk.values(), self.membership.own, self.network.backend, self.networks)
+        short = reasons == {"lease"} and self.complete and not self.report.failures and not self.report.device_failures
+        if short:
+            report = self.dataplane.change(self.screened.peers)
+            report = msgspec.structs.replace(report, shadows=self.report.shadows)
+        else:
+            self._follow_underlay()
+            self.dataplane.vteps = self.wanted_vteps()
+            self.dataplane.peers = self.screened.peers
+            report = self.dataplane.look()
+            self._watch_mac(report)
+            if not self.firewall.run(self.network, self.lease(), self.dataplane.devices):
+                report = msgspec.structs.replace(report, device_failures=report.device_failures | self.firewall.failures)
+        self._finish(report, reasons)
+        if not short:  # never more than a quarter of a core on drift, however fast it comes
+            await asyncio.sleep(min(3 * report.duration_s, 5.0))
+
+    def _finish(self, report: Report, reasons: set[str]) -> None:
+        self.report = report
+        self.passes += 1
+        self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))
+        if self.complete and not reasons & {"start", "lease"}:
+            self.repairs += len(report.changes) + len(report.steps)
+        if report.failures or report.device_failures:
+            self.reason = str(next(iter(report.failures), None) or next(f"{k}: {v}" for k, v in report.device_failures.items()))
+            asyncio.get_running_loop().call_later(self.retry_s, self.look_again, "retry")
+            self.retry_s = min(self.retry_s * 2, RETRY_S[1])
+        else:
+            self.retry_s = RETRY_S[0]
+            if not self.complete:
+                log.info("ready: %d peers programmed", len(self.screened.peers))
+            self.complete, self.reason = True, ""
+
+    async def _check_configuration(self) -> None:
+        assert self.store is not None
+        try:
+            text = await self.store.config()
+        except StoreUnavailable:
+            return  # the watch says so already
+        if text is None or text == self.network_text:
+            self.problems.pop("config", None)
+            return
+        try:
+            network = parse_network(text)
+            claim.check_supported(network)
+        except UsageError as error:
+            self.problems["config"] = Problem("config", self.settings.store, f"the new configuration is wrong, the old one stays in force: {error}")
+            return
+        self.problems.pop("config", None)
+        if network == self.network:
+            self.network_text = text
+            return
+        raise ConfigChanged
+
+    def _watch_mac(self, report: Report) -> None:
+        """Restore a changed MAC, but not for ever: who keeps rewriting it is named, and its MAC published, so that traffic flows."""
+        now = time.monotonic()
+        if not any(isinstance(step, SetMac) for step in report.steps) or self.mac_adopted:
+            return
+        self.mac_restored.append(now)
+        if len(self.mac_restored) == MAC_REWRITES[0] and now - self.mac_restored[0] < MAC_REWRITES[1]:
+            self.mac_adopted = True
+            name = next(step.name for step in report.steps if isinstance(step, SetMac))
+            suspects = running(MAC_REWRITERS)
+            who = " or ".join(suspects) if suspects else "another program (udev, systemd-networkd and NetworkManager do that)"
+            text = f"{who} keeps changing its MAC: this node publishes whatever MAC it has; tell it to leave the device alone with `tweed node-files`"
+            self.problems["mac-rewritten"] = Problem("mac-rewritten", name, text)
+            log.error("%s", self.problems["mac-rewritten"])
+
+    # ---- what others see -----------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        return self.complete and not self.report.failures and not self.report.device_failures and not self.fenced
+
+    @property
+    def fenced(self) -> str:
+        return self.membership.fenced if self.membership is not None else ""
+
+    def all_problems(self) -> list[Problem]:
+        found = [*self.problems.values(), *self.firewall.problems, *self.screened.problems]
+        found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
+        if self.membership is not None and self.membership.fenced:
+            found.append(Problem("fenced", self.owner.node, self.membership.fenced))
+        if self.membership is not None and self.membership.down_since is not None:
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.membership.down_since))
+            found.append(Problem("store-away", self.settings.store, f"does not answer since {since}: {self.membership.down_why}"))
+        return found

@@ -1,0 +1,129 @@
+"""Getting this node's lease: the one that is provably its own, else a new one. Lost races are run again here, not by a supervisor."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from tweed.addr import Prefix, is_unicast_mac
+from tweed.agent.log import log
+from tweed.agent.membership import Membership, other_macs, other_subnets
+from tweed.errors import Conflict, StoreError, UsageError
+from tweed.model import Endpoint, Lease, LeaseRecord, Owner
+from tweed.plan.subnets import Rival, adopt, choose, elder_rival, vtep_mac
+from tweed.wire.flannel import Network, SubnetEnv, parse_key
+
+RACES = 10
+
+
+class Request(msgspec.Struct, frozen=True):
+    """Who asks. `local_macs`: MACs of VTEP devices that exist already, by family."""
+
+    network: Network
+    owner: Owner
+    public_ip: bytes | None
+    public_ip6: bytes | None
+    previous: SubnetEnv
+    local_macs: dict[int, bytes]
+    renew_margin_s: float
+
+
+def check_supported(network: Network) -> None:
+    """Raises UsageError for a backend that this version does not run."""
+    if network.backend != "vxlan":
+        raise UsageError(f"network configuration: Backend.Type {network.backend!r}: this version of tweed runs vxlan only")
+
+
+def check_backend_reading(network: Network, records: Iterable[LeaseRecord]) -> None:
+    """A configuration without Backend is read as vxlan by flannel's documentation and as udp by its code: refuse to guess beside a udp node."""
+    if network.backend_given:
+        return
+    for record in records:
+        if record.lease.backend == "":
+            raise UsageError(
+                f'network configuration: it has no Backend, which tweed reads as "vxlan" and flanneld as "udp", and lease {record.lease} looks like udp: '
+                'write {"Backend": {"Type": …}} with the one you mean'
+            )
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What to write: `lease`, over `record` where that is ours already, after `delete`; `rivals` are to be told loudly."""
+
+    lease: Lease
+    record: LeaseRecord | None
+    delete: tuple[LeaseRecord, ...]
+    rivals: tuple[Rival, ...]
+
+
+def decide(records: dict[str, LeaseRecord], junk: Iterable[str], request: Request, pick: Callable[[int], int]) -> Decision:
+    """Which lease this node should have. Raises OutOfSubnets. `pick(n)` is a random number below n."""
+    r = request
+    macs = set(r.local_macs.values())
+    adoption = adopt(r.network, records.values(), r.public_ip, r.public_ip6, r.owner, r.previous, macs, r.renew_margin_s)
+    if adoption.record is not None:
+        v4, v6 = adoption.record.lease.v4, adoption.record.lease.v6
+    else:
+        left = {key: record for key, record in records.items() if record not in adoption.delete}
+        subnet, subnet6 = choose(r.network, other_subnets(left, None) + _junk_subnets(junk), r.previous, pick)
+        v4, v6 = Endpoint(subnet) if subnet is not None else None, Endpoint(subnet6) if subnet6 is not None else None
+    own_key = adoption.record.key if adoption.record is not None else None
+    return Decision(_lease(r, v4, v6, records, own_key), adoption.record, adoption.delete, adoption.rivals)
+
+
+async def acquire(membership: Membership, request: Request) -> LeaseRecord:
+    """A lease for this node, written to the store. Raises StoreError, or OutOfSubnets when none is free."""
+    store = membership.store
+    for _ in range(RACES):
+        membership.see_snapshot(await store.snapshot())
+        decision = decide(membership.records, membership.junk, request, random.randrange)
+        for rival in decision.rivals:
+            log.error("%s", rival)
+        try:
+            for surplus in decision.delete:
+                await store.delete(surplus)
+            if decision.record is not None:
+                return await store.update(decision.record, decision.lease, request.owner)
+            record = await store.create(decision.lease, request.owner)
+            membership.see_snapshot(await store.snapshot())
+            elder = elder_rival(record, membership.records.values())
+            if elder is None:
+                return record
+            log.info("lease %s overlaps %s, which is older: choosing again", record.lease, elder.lease)
+            await store.delete(record)
+        except Conflict as error:
+            log.info("lost a race for a lease (%s): choosing again", error)
+    raise StoreError(f"lost {RACES} races for a lease in a row: trying again")
+
+
+def _lease(request: Request, v4: Endpoint | None, v6: Endpoint | None, records: dict[str, LeaseRecord], own_key: str | None) -> Lease:
+    """The lease to write: this node's addresses, and a VTEP MAC per family that nobody else has."""
+    network = request.network
+    parts = {}
+    for name, endpoint, public, cluster in (("v4", v4, request.public_ip, network.network), ("v6", v6, request.public_ip6, network.network6)):
+        if endpoint is not None and cluster is not None:
+            others = other_macs(records, own_key, endpoint.subnet.family)
+            parts[name] = Endpoint(endpoint.subnet, public, _mac(cluster, network.vni, endpoint, others), network.vni)
+    return Lease(**parts, backend=network.backend)
+
+
+def _mac(cluster: Prefix, vni: int, endpoint: Endpoint, others: set[bytes]) -> bytes:
+    """The MAC that the lease has, unless somebody else has it too; else the derived one, or the next derived one."""
+    if endpoint.mac is not None and is_unicast_mac(endpoint.mac) and endpoint.mac not in others:
+        return endpoint.mac
+    attempt = 0
+    while (mac := vtep_mac(cluster, vni, endpoint.subnet, attempt)) in others:
+        attempt += 1
+    return mac
+
+
+def _junk_subnets(junk: Iterable[str]) -> list[Prefix]:
+    """Subnets whose keys are taken although their values are no leases."""
+    found = []
+    for key in junk:
+        try:
+            found += [p for p in parse_key(key) if p is not None]
+        except ValueError:
+            continue
+    return found

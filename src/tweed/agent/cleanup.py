@@ -1,0 +1,104 @@
+"""Undo everything that tweed did on this node, and nothing else: from the notes that the agents wrote before each deed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tweed.addr import Prefix
+from tweed.agent import files
+from tweed.agent.attachments import Attachments
+from tweed.agent.client import AgentError, call
+from tweed.agent.firewall import undo_firewall
+from tweed.agent.main import lock
+from tweed.config import Settings
+from tweed.errors import TweedError
+from tweed.kernel import links, tables
+from tweed.kernel.netlink import Netlink
+from tweed.model import PROTOCOL, Change
+from tweed.stores import LeaseStore, open_store
+
+STOP_S = 10.0
+
+
+def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
+    """Do it, yielding a line per thing that was undone. Raises TweedError when an agent still runs or the kernel refuses."""
+    yield from _end_agent(settings)
+    noted_before = (settings.state_dir / "notes.json").exists()
+    if not noted_before and not settings.run_dir.exists():
+        return
+    with lock(settings), Netlink() as netlink:
+        notes = files.Notes(settings.state_dir / "notes.json")
+        attachments = Attachments(settings.state_dir / "attachments.json", netlink)
+        attached = len(attachments.list())
+        attachments.remove_all()
+        if attached:
+            yield f"detached {attached} containers"
+        yield from undo_firewall(notes)
+        yield from _routes(netlink, [Prefix.parse(text) for text in notes.noted.networks])
+        for name in notes.noted.devices:
+            link = links.link(netlink, name)
+            if link is not None and link.kind == "vxlan":
+                links.delete_link(netlink, name)
+                yield f"ip link del {name}"
+        if not keep_lease and (line := _release(settings)):
+            yield line
+        for text in notes.noted.files:
+            if Path(text).exists():
+                Path(text).unlink()
+                yield f"removed {text}"
+        for path in (notes.path, settings.state_dir / "attachments.json"):
+            path.unlink(missing_ok=True)
+    (settings.run_dir / "agent.lock").unlink(missing_ok=True)
+    for directory in (settings.run_dir, settings.state_dir):
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            directory.rmdir()
+
+
+def _end_agent(settings: Settings) -> Iterator[str]:
+    try:
+        pid = call(settings.socket, "GET", "/v1/status")["pid"]
+        call(settings.socket, "POST", "/v1/stop")
+    except AgentError:
+        return
+    for _ in range(int(STOP_S * 20)):
+        if not settings.socket.exists():
+            yield f"ended the agent (pid {pid})"
+            return
+        time.sleep(0.05)
+    raise TweedError(f"the agent (pid {pid}) did not end within {STOP_S:.0f} s: stop it, then run tweed cleanup again")
+
+
+def _routes(netlink: Netlink, networks: list[Prefix]) -> Iterator[str]:
+    """Routes with our protocol number inside our networks, on whatever device."""
+    changes = [
+        Change("delete", route) for network in networks for route in tables.routes(netlink, network.family, inside=network) if route.protocol == PROTOCOL
+    ]
+    for failure in tables.apply(netlink, tuple(changes)):
+        raise TweedError(str(failure))
+    if changes:
+        yield f"deleted {len(changes)} routes with protocol {PROTOCOL}"
+
+
+def _release(settings: Settings) -> str | None:
+    """Give the node's lease back: the one with its name and the subnet of its subnet.env."""
+    previous = files.previous_subnet(settings.subnet_file)
+    path = settings.store.removeprefix("sqlite://")
+    if not previous.subnets or (path != settings.store and not Path(path).exists()):
+        return None
+
+    async def use(store: LeaseStore) -> str | None:
+        try:
+            for record in (await store.snapshot()).records:
+                named = record.owner is not None and record.owner.node == settings.node_name
+                if named and any(e.subnet in previous.subnets for e in record.lease.endpoints):
+                    await store.delete(record)
+                    return f"released lease {record.lease}"
+            return None
+        finally:
+            await store.close()
+
+    return asyncio.run(use(open_store(settings.store)))

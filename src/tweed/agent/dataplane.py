@@ -1,0 +1,181 @@
+"""The node's kernel, kept as the leases say: look, compare, mend. No event is needed for it to be right.
+
+`look()` is the whole truth (devices, dumps, diff, apply); `change()` is the short way for one lease, whose old rows are
+known. Both end in the same diff and the same loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from tweed.addr import Prefix
+from tweed.agent.log import log
+from tweed.errors import KernelError
+from tweed.kernel import links, sysctl, tables
+from tweed.kernel.netlink import Netlink
+from tweed.model import Changes, Failure, KernelState, Lease, Link, Vtep
+from tweed.plan.device import Create, Delete, DeviceStep, SetLocal, SetMac, SetMtu, SetUp, device_steps
+from tweed.plan.diff import confirmed, diff, held, split
+from tweed.plan.rows import Found, Shadow, divide, lease_rows, merge, shadows, vtep_address
+
+LOG_ROWS = 40  # rows that one pass logs by name
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What one pass did. `device_failures` are by device name, in the kernel's words."""
+
+    steps: tuple[DeviceStep, ...] = ()
+    changes: Changes = ()
+    failures: tuple[Failure, ...] = ()
+    device_failures: dict[str, str] = msgspec.field(default_factory=dict)
+    shadows: tuple[Shadow, ...] = ()
+    duration_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+class Dataplane:
+    """Owns the VTEP devices `vteps` and their rows inside `networks`. All calls are synchronous and bounded by the kernel's own speed."""
+
+    def __init__(self, netlink: Netlink) -> None:
+        self.netlink = netlink
+        self.vteps: tuple[Vtep, ...] = ()
+        self.networks: tuple[Prefix, ...] = ()
+        self.peers: dict[str, Lease] = {}
+
+    @property
+    def devices(self) -> dict[int, str]:
+        """Device name by family."""
+        return {vtep.family: vtep.name for vtep in self.vteps}
+
+    def want(self) -> KernelState:
+        """Everything this node's kernel should hold."""
+        own = KernelState(addresses=tuple(vtep_address(vtep) for vtep in self.vteps))
+        return merge([own, *(lease_rows(lease, self.devices) for lease in self.peers.values())])
+
+    def look(self) -> Report:
+        """Dump everything, mend every difference."""
+        started, cpu = time.monotonic(), time.process_time()
+        steps, broken = self._mend_devices()
+        # Without its device a family has no rows to give; the other family goes on.
+        usable = [vtep for vtep in self.vteps if vtep.name not in broken]
+        want = self.want()
+        if broken:
+            want = _without(want, set(broken))
+        found = self._have(usable)
+        changes = diff(want, found.ours)
+        if any(change.op == "delete" for change in changes):
+            changes = confirmed(changes, diff(want, self._have(usable).ours))
+        failures = self._apply(changes, found.ours)
+        report = Report(steps, changes, failures, broken, tuple(shadows(found.foreign, want.routes)), time.monotonic() - started, time.process_time() - cpu)
+        _say(report)
+        return report
+
+    def change(self, peers: dict[str, Lease]) -> Report:
+        """Go from the peers that were programmed to `peers`: only the rows of the leases that differ."""
+        started, cpu = time.monotonic(), time.process_time()
+        before, self.peers = self.peers, peers
+        gone = [lease for key, lease in before.items() if peers.get(key) != lease]
+        new = [lease for key, lease in peers.items() if before.get(key) != lease]
+        have = merge(lease_rows(lease, self.devices) for lease in gone)
+        changes = diff(merge(lease_rows(lease, self.devices) for lease in new), have)
+        report = Report((), changes, self._apply(changes, have), {}, (), time.monotonic() - started, time.process_time() - cpu)
+        _say(report)
+        return report
+
+    def plan(self) -> list[str]:
+        """The commands that `look()` would run now, changing nothing."""
+        steps: list[str] = []
+        there = []
+        for vtep in self.vteps:
+            have, underlay = links.link(self.netlink, vtep.name), links.link(self.netlink, vtep.underlay)
+            steps += [str(step) for step in device_steps(vtep, have, underlay.index if underlay else 0)]
+            if have is not None:
+                there.append(vtep)
+        return steps + [str(change) for change in diff(self.want(), self._have(there).ours)]
+
+    def _mend_devices(self) -> tuple[tuple[DeviceStep, ...], dict[str, str]]:
+        done: list[DeviceStep] = []
+        broken: dict[str, str] = {}
+        for vtep in self.vteps:
+            try:
+                underlay = links.link(self.netlink, vtep.underlay)
+                if underlay is None:
+                    broken[vtep.name] = f"its underlay {vtep.underlay} is gone"
+                    continue
+                for step in device_steps(vtep, links.link(self.netlink, vtep.name), underlay.index):
+                    self._take(step)
+                    done.append(step)
+            except KernelError as error:
+                broken[vtep.name] = str(error)
+            except ValueError as error:
+                broken[vtep.name] = str(error)
+        return tuple(done), broken
+
+    def _take(self, step: DeviceStep) -> None:
+        match step:
+            case Create(vtep):
+                links.create_vtep(self.netlink, vtep)
+                sysctl.write(f"net.ipv6.conf.{vtep.name}.accept_ra", "0", missing_ok=True)
+            case Delete(name):
+                links.delete_link(self.netlink, name)
+            case SetLocal(vtep):
+                links.change_vtep(self.netlink, vtep.name, local=vtep.local, underlay=vtep.underlay, learning=vtep.learning)
+            case SetMtu(name, mtu):
+                links.set_link(self.netlink, name, mtu=mtu)
+            case SetMac(name, mac):
+                links.set_link(self.netlink, name, mac=mac)
+            case SetUp(name):
+                links.set_link(self.netlink, name, up=True)
+
+    def _have(self, vteps: Iterable[Vtep]) -> Found:
+        """The dumps that concern us, filtered in the kernel where it can."""
+        vteps = list(vteps)
+        nl = self.netlink
+        have = KernelState(
+            addresses=tuple(a for v in vteps for a in tables.addresses(nl, v.name)),
+            routes=tuple(r for n in self.networks for r in tables.routes(nl, n.family, inside=n)),
+            neighbours=tuple(n for v in vteps for n in tables.neighbours(nl, v.name, v.family)),
+            fdb=tuple(f for v in vteps for f in tables.fdb(nl, v.name)),
+        )
+        return divide(have, vteps, self.networks)
+
+    def _apply(self, changes: Changes, have: KernelState) -> tuple[Failure, ...]:
+        puts, deletes = split(changes)
+        failures = tables.apply(self.netlink, puts) if puts else ()
+        if deletes and failures:
+            waiting = set(held(deletes, failures, have))
+            deletes = tuple(change for change in deletes if change not in waiting)
+        return failures + (tables.apply(self.netlink, deletes) if deletes else ())
+
+
+def find_devices(netlink: Netlink) -> list[Link]:
+    """Every vxlan device that carries flannel's name for its VNI."""
+    return [link for link in links.links(netlink, kind="vxlan") if link.vxlan and link.name in (f"flannel.{link.vxlan.vni}", f"flannel-v6.{link.vxlan.vni}")]
+
+
+def _without(state: KernelState, devices: set[str]) -> KernelState:
+    return KernelState(
+        tuple(a for a in state.addresses if a.device not in devices),
+        tuple(r for r in state.routes if r.device not in devices),
+        tuple(n for n in state.neighbours if n.device not in devices),
+        tuple(f for f in state.fdb if f.device not in devices),
+    )
+
+
+def _say(report: Report) -> None:
+    """One line per change, up to a point: ten thousand leases at start are one fact, not thirty thousand lines."""
+    for step in report.steps:
+        log.info("did %s%s", step, f" ({step.why})" if isinstance(step, Delete) else "")
+    for change in report.changes[:LOG_ROWS]:
+        log.info("did %s", change)
+    if len(report.changes) > LOG_ROWS:
+        log.info("did %d more of these, %d in all, in %.0f ms", len(report.changes) - LOG_ROWS, len(report.changes), report.duration_s * 1000)
+    for failure in report.failures[:LOG_ROWS]:
+        log.warning("the kernel refused %s", failure)
+    for name, text in report.device_failures.items():
+        log.warning("device %s: %s", name, text)
+    for shadow in report.shadows:
+        log.warning("%s", shadow)

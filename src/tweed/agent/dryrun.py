@@ -1,0 +1,65 @@
+"""`tweed agent --dry-run`: the commands that a start would run now, changing nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tweed.agent import claim, files
+from tweed.agent.agent import Agent
+from tweed.config import Settings
+from tweed.errors import UsageError
+from tweed.model import LeaseRecord
+from tweed.plan.device import wanted_vteps
+from tweed.plan.screen import screen
+from tweed.stores import Snapshot, open_store
+from tweed.wire.flannel import format_lease, format_subnet_env, parse_network
+
+
+async def _stored(url: str) -> tuple[str | None, Snapshot]:
+    """The configuration and the leases; opening a store that does not exist yet would make it."""
+    path = url.removeprefix("sqlite://")
+    if path != url and not Path(path).exists():
+        return None, Snapshot(0, ())
+    store = open_store(url)
+    try:
+        return await store.config(), await store.snapshot()
+    finally:
+        await store.close()
+
+
+def commands(settings: Settings) -> Iterator[str]:
+    """Comments for what is no command (`#`), commands for the rest. Raises TweedError for what a start would wait for."""
+    text, snapshot = asyncio.run(_stored(settings.store))
+    if text is None:
+        text = files.read_text(settings.net_config_path)
+        if text is None:
+            raise UsageError(f"no network configuration in {settings.store}, and no file {settings.net_config_path}: write one with tweed net init")
+        yield f"# would seed {settings.store} from {settings.net_config_path}"
+    agent = Agent(settings)
+    agent.network = parse_network(text)
+    claim.check_supported(agent.network)
+    agent.underlay = agent.choose_underlay_now()
+    yield f"# underlay {agent.underlay.device}, because of {agent.underlay.why}"
+    agent.check_overlap()
+    records = {record.key: record for record in snapshot.records}
+    claim.check_backend_reading(agent.network, records.values())
+    decision = claim.decide(records, [junk.key for junk in snapshot.junk], agent.request(), random.Random(0).randrange)
+    for rival in decision.rivals:
+        yield f"# conflict: {rival}"
+    known = "keep" if decision.record is not None else "claim (one of the free ones; a start may pick another)"
+    yield f"# would {known} lease {decision.lease.key} = {format_lease(decision.lease)}"
+    agent.dataplane.vteps = wanted_vteps(agent.network, decision.lease, agent.underlay)
+    agent.dataplane.networks = agent.networks
+    own = LeaseRecord(decision.lease, agent.owner, 0, 0)
+    screened = screen(records.values(), snapshot.junk, own, agent.network.backend, agent.networks)
+    for problem in screened.problems:
+        yield f"# problem: {problem}"
+    agent.dataplane.peers = screened.peers
+    yield from agent.dataplane.plan()
+    yield from agent.firewall.plan(agent.network, decision.lease, agent.dataplane.devices)
+    yield f"# would write {settings.subnet_file}:"
+    for line in format_subnet_env(agent.network, decision.lease, agent.mtu, settings.ip_masq).splitlines():
+        yield f"#   {line}"

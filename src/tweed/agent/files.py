@@ -1,0 +1,112 @@
+"""The agent's files: subnet.env, and the notes of what it changed on this host, so that cleanup can undo it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tweed.agent.log import log
+from tweed.config import Settings
+from tweed.kernel import links
+from tweed.kernel.netlink import Netlink
+from tweed.model import Lease
+from tweed.wire.flannel import Network, SubnetEnv, format_subnet_env, parse_subnet_env
+
+
+def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
+    """Temp file, fsync, rename: a reader sees the old text or the new one. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        with open(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str | None:
+    """The file's text; None when it is absent or not readable."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None
+
+
+def previous_subnet(subnet_file: Path) -> SubnetEnv:
+    """What this node held when it last ran, as flannel's file says."""
+    return parse_subnet_env(read_text(subnet_file) or "")
+
+
+def write_subnet_file(settings: Settings, network: Network, lease: Lease, mtu: int) -> None:
+    """For CNI plugins and Docker; written only when it differs. Raises OSError."""
+    text = format_subnet_env(network, lease, mtu, settings.ip_masq)
+    if read_text(settings.subnet_file) != text:
+        write_atomic(settings.subnet_file, text)
+        log.info("wrote %s", settings.subnet_file)
+
+
+class Noted(msgspec.Struct):
+    """What this node's agents made or changed, oldest value first. `sysctls`: key and the value before us."""
+
+    devices: list[str] = []
+    networks: list[str] = []
+    files: list[str] = []
+    sysctls: list[tuple[str, str]] = []
+    nft_vnis: list[int] = []
+
+
+class Notes:
+    """`Noted` in a file that survives kill -9 and reboot. A note is written before the deed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = read_text(path)
+        try:
+            self.noted = msgspec.json.decode(text, type=Noted) if text else Noted()
+        except msgspec.MsgspecError as error:
+            log.warning("%s cannot be read (%s): cleanup will not know what earlier runs changed", path, error)
+            self.noted = Noted()
+
+    def save(self) -> None:
+        write_atomic(self.path, msgspec.json.encode(self.noted).decode(), 0o600)
+
+    def add(self, field: Literal["devices", "networks", "files"], names: Iterable[str]) -> None:
+        noted = getattr(self.noted, field)
+        if new := [name for name in names if name not in noted]:
+            noted += new
+            self.save()
+
+    def set_nft_vnis(self, vnis: list[int]) -> None:
+        """The VNIs whose nft tables of ours may exist."""
+        if self.noted.nft_vnis != vnis:
+            self.noted.nft_vnis = vnis
+            self.save()
+
+    def forget_device(self, name: str) -> None:
+        self.noted.devices.remove(name)
+        self.save()
+
+    def add_sysctls(self, changes: Sequence[tuple[str, str]]) -> None:
+        """The first note of a key stands: it is the value that was there before any agent."""
+        known = {key for key, _ in self.noted.sysctls}
+        if new := [(key, old) for key, old in changes if key not in known]:
+            self.noted.sysctls += new
+            self.save()
+
+
+def remove_stale_devices(netlink: Netlink, notes: Notes, keep: Sequence[str]) -> None:
+    """Devices that an earlier configuration (another VNI, one family less) made and this one does not want."""
+    for name in [name for name in notes.noted.devices if name not in keep]:
+        link = links.link(netlink, name)
+        if link is not None and link.kind == "vxlan":
+            links.delete_link(netlink, name)
+            log.info("did ip link del %s (left over from an earlier configuration)", name)
+        notes.forget_device(name)

@@ -1,0 +1,65 @@
+"""The process of `tweed agent`: one per run directory, ends on SIGTERM and SIGINT, leaves the data plane in place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from contextlib import AsyncExitStack
+from typing import IO
+
+from tweed import __version__
+from tweed.agent.agent import Agent
+from tweed.agent.api import serve
+from tweed.agent.log import log, start_logging
+from tweed.config import Settings
+from tweed.errors import TweedError
+
+
+def run(settings: Settings, *, watch_kernel: bool = True) -> None:
+    """Until a signal. Raises TweedError when it cannot start, UsageError for what can never work."""
+    start_logging()
+    with lock(settings):
+        asyncio.run(_main(settings, watch_kernel))
+
+
+def lock(settings: Settings) -> IO[str]:
+    """The run directory's lock, held while the file is open; the kernel lets go of it however the process ends."""
+    try:
+        settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = open(settings.run_dir / "agent.lock", "a+")  # noqa: SIM115 (the caller holds it)
+    except OSError as error:
+        raise TweedError(f"{error.filename}: {error.strerror}; tweed agent needs root, or --run-dir and --state-dir that it can write") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        pid = file.read().strip()
+        file.close()
+        raise TweedError(f"another agent (pid {pid}) runs with --run-dir {settings.run_dir}: stop it, or give this one other directories") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+async def _main(settings: Settings, watch_kernel: bool) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def cancel() -> None:
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, cancel)
+    log.info("tweed %s agent of node %s, pid %d", __version__, settings.node_name, os.getpid())
+    async with AsyncExitStack() as stack:
+        agent = Agent(settings, watch_kernel=watch_kernel)
+        await serve(agent, cancel, stack)
+        with contextlib.suppress(asyncio.CancelledError):
+            await agent.run()
+    log.info("ended; routes, neighbours, fdb entries and devices stay as they are")

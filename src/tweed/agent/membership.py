@@ -1,0 +1,172 @@
+"""This node's place in the store: its own lease, kept, and everybody else's, followed.
+
+Level-triggered like the rest: `publish()` compares what the lease says with what it should say; a lost watch costs a snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+from tweed.addr import Prefix
+from tweed.agent.log import log
+from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
+from tweed.model import Junk, Lease, LeaseRecord, Owner
+from tweed.stores import TTL_S, Event, LeaseStore, Snapshot
+
+BACKOFF_S = (0.1, 5.0)
+
+
+class Backoff:
+    """Doubling pauses with jitter, from 0.1 s to 5 s."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.next_s = BACKOFF_S[0]
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self.next_s * random.uniform(0.5, 1.5))
+        self.next_s = min(self.next_s * 2, BACKOFF_S[1])
+
+
+class Membership:
+    """What this node knows of the store. `woke(keys)` is called after every change, with the keys that changed (None: anything)."""
+
+    def __init__(self, store: LeaseStore, owner: Owner, renew_margin_s: float, woke: Callable[[set[str] | None], None]) -> None:
+        self.store = store
+        self.owner = owner
+        self.renew_margin_s = renew_margin_s
+        self.woke = woke
+        self.records: dict[str, LeaseRecord] = {}
+        self.junk: dict[str, Junk] = {}
+        self.own: LeaseRecord | None = None
+        self.read_at = 0.0
+        self.revision = 0
+        self.fenced = ""
+        self.down_since: float | None = None
+        self.down_why = ""
+        self.synced = False
+
+    # ---- following -------------------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Snapshot, then watch, for ever. Nothing is removed while the store is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                snapshot = await self.store.snapshot()
+                self.see_snapshot(snapshot)
+                backoff.reset()
+                async for events in self.store.watch(snapshot.revision):
+                    self.see_events(events)
+            except Compacted:
+                log.info("the store no longer keeps the changes since revision %d: reading all leases again", self.revision)
+            except StoreError as error:
+                self.lost(error)
+                await backoff.pause()
+
+    def see_snapshot(self, snapshot: Snapshot) -> None:
+        self.found()
+        self.records = {record.key: record for record in snapshot.records}
+        self.junk = {junk.key: junk for junk in snapshot.junk}
+        self.revision = snapshot.revision
+        self.synced = True
+        self.woke(None)
+
+    def see_events(self, events: tuple[Event, ...]) -> None:
+        self.found()
+        for event in events:
+            self.records.pop(event.key, None)
+            self.junk.pop(event.key, None)
+            if event.record is not None:
+                self.records[event.key] = event.record
+            elif event.junk is not None:
+                self.junk[event.key] = event.junk
+            self.revision = event.revision
+        self.woke({event.key for event in events})
+
+    def lost(self, error: StoreError) -> None:
+        if self.down_since is None:
+            self.down_since = time.time()
+        self.down_why = str(error)
+        log.warning("the store does not answer: %s; forwarding goes on with what is programmed", error)
+
+    def found(self) -> None:
+        if self.down_since is not None:
+            log.info("the store answers again after %.0f s", time.time() - self.down_since)
+            self.down_since, self.down_why = None, ""
+
+    # ---- the own lease ---------------------------------------------------------------------------------------
+
+    @property
+    def own_now(self) -> LeaseRecord | None:
+        """The own lease as the store shows it now."""
+        return self.records.get(self.own.key) if self.own is not None else None
+
+    @property
+    def expires_in_s(self) -> float | None:
+        """Seconds until the own lease ends; None for a reservation, or without one."""
+        if self.own is None or self.own.ttl_s is None:
+            return None
+        return self.own.ttl_s - (boottime() - self.read_at)
+
+    def hold(self, record: LeaseRecord) -> None:
+        """`record` is ours from now on."""
+        self.own, self.read_at, self.fenced = record, boottime(), ""
+        self.records[record.key] = record
+
+    async def publish(self, lease: Lease) -> None:
+        """Make the store say `lease` for this node: create it again where it expired, correct it, renew it in time.
+
+        Another owner under our key fences this node: it stops writing and says so; what is programmed stays.
+        """
+        if self.own is None or self.fenced:
+            return
+        now = self.own_now
+        try:
+            if now is None and self.synced:
+                log.warning("lease %s is gone from the store: claiming it again", lease)
+                self.hold(await self.store.create(lease, self.owner, None if self.own.ttl_s is None else TTL_S))
+            elif now is not None and now.owner is not None and now.owner.node != self.owner.node:
+                self.fence(now)
+            elif now is not None and (now.lease != lease or now.owner != self.owner or self.due):
+                self.hold(await self.store.update(now, lease, self.owner, TTL_S))
+                log.info("lease %s renewed in the store", lease)
+            elif now is not None and now.revision != self.own.revision:
+                self.hold(now)
+        except Conflict:
+            snapshot = await self.store.snapshot()
+            self.see_snapshot(snapshot)
+        except StoreUnavailable as error:
+            self.lost(error)
+
+    @property
+    def due(self) -> bool:
+        left = self.expires_in_s
+        return left is not None and left < self.renew_margin_s
+
+    def fence(self, record: LeaseRecord) -> None:
+        other = record.owner.node if record.owner else "a node without an owner record"
+        self.fenced = (
+            f"lease {record.lease} now belongs to {other}: this node no longer writes it and takes no new attachments; "
+            "existing pods keep their connections; restart the agent to get another subnet"
+        )
+        log.error("%s", self.fenced)
+
+
+def other_macs(records: dict[str, LeaseRecord], own_key: str | None, family: int) -> set[bytes]:
+    """VTEP MACs of a family that other leases publish."""
+    return {e.mac for r in records.values() if r.key != own_key for e in r.lease.endpoints if e.mac is not None and e.subnet.family == family}
+
+
+def other_subnets(records: dict[str, LeaseRecord], own_key: str | None) -> list[Prefix]:
+    return [e.subnet for r in records.values() if r.key != own_key for e in r.lease.endpoints]
+
+
+def boottime() -> float:
+    """Seconds since boot, time asleep included: a suspended node's lease runs on."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

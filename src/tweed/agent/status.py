@@ -1,0 +1,130 @@
+"""What an agent says of itself: one JSON document, from which the text for people and the metrics are made."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from tweed import __version__
+from tweed.addr import format_address, format_mac
+from tweed.model import Endpoint, Lease
+from tweed.plan.rows import peer_rows
+
+if TYPE_CHECKING:
+    from tweed.agent.agent import Agent
+
+ENCRYPTION = "none: overlay traffic is not encrypted"
+
+
+def document(agent: Agent) -> dict[str, Any]:
+    """The answer to GET /v1/status. Addresses and times are text, durations seconds unless the name says otherwise; null where unknown."""
+    membership, underlay = agent.membership, agent.underlay
+    own = membership.own if membership is not None else None
+    lease = own.lease if own is not None else Lease()
+    report = agent.report
+    return {
+        "version": __version__,
+        "node": agent.settings.node_name,
+        "pid": os.getpid(),
+        "started": _time(agent.started_at),
+        "ready": agent.ready,
+        "reason": agent.reason or (agent.fenced if agent.fenced else None),
+        "paused": agent.paused,
+        "encryption": ENCRYPTION,
+        "public_ip": _address(underlay.local if underlay else None),
+        "public_ip6": _address(underlay.local6 if underlay else None),
+        "subnet": _subnet(lease.v4),
+        "subnet6": _subnet(lease.v6),
+        "vtep_mac": _mac(lease.v4),
+        "vtep_mac6": _mac(lease.v6),
+        "mtu": agent.mtu or None,
+        "network": None if agent.network is None else {"networks": [str(n) for n in agent.networks], "backend": agent.network.backend},
+        "underlay": None if underlay is None else {"device": underlay.device, "mtu": underlay.mtu, "why": underlay.why},
+        "store": {
+            "url": agent.settings.store,
+            "answers": membership is not None and membership.down_since is None,
+            "away_since": _time(membership.down_since) if membership is not None and membership.down_since else None,
+            "revision": membership.revision if membership is not None else None,
+        },
+        "lease": None
+        if own is None
+        else {"key": own.key, "expires_in_s": membership.expires_in_s if membership else None, "reservation": own.ttl_s is None, "revision": own.revision},
+        "devices": [
+            {
+                "name": v.name,
+                "vni": v.vni,
+                "port": v.port,
+                "local": format_address(v.local),
+                "underlay": v.underlay,
+                "mac": format_mac(v.mac),
+                "mtu": v.mtu,
+                "address": str(v.address),
+                "failure": report.device_failures.get(v.name),
+            }
+            for v in agent.dataplane.vteps
+        ],
+        "peers": _peers(agent),
+        "problems": [{"id": p.id, "subject": p.subject, "text": p.text} for p in agent.all_problems()],
+        "failures": [{"command": str(f.change), "errno": f.errno, "text": f.text} for f in report.failures]
+        + [{"command": None, "errno": None, "text": f"{name}: {text}"} for name, text in report.device_failures.items()],
+        "reconcile": {
+            "last": _time(agent.last_pass_at) if agent.last_pass_at else None,
+            "reason": agent.last_reason or None,
+            "duration_ms": round(report.duration_s * 1000, 3),
+            "changes": len(report.changes) + len(report.steps),
+            "passes": agent.passes,
+            "repairs": agent.repairs,
+        },
+        "firewall": agent.firewall.status(),
+        "pods": len(agent.attachments.list()),
+    }
+
+
+def _peers(agent: Agent) -> list[dict[str, Any]]:
+    """Every lease that is not ours, with the rows that carry traffic to it, or why there are none."""
+    if agent.membership is None or agent.network is None:
+        return []
+    own = agent.membership.own
+    failed = {f.change.row for f in agent.report.failures if f.change.op == "replace"}
+    devices = agent.dataplane.devices
+    why: dict[str, list[str]] = {}
+    for problem in agent.screened.problems:
+        why.setdefault(problem.subject, []).append(problem.text)
+    peers = []
+    for key in sorted(agent.membership.records):
+        if own is not None and key == own.key:
+            continue
+        record = agent.membership.records[key]
+        programmed = agent.dataplane.peers.get(key)
+        endpoints = [] if programmed is None else [e for e in programmed.endpoints if e.subnet.family in devices]
+        rows = [row for e in endpoints for row in peer_rows(e, devices[e.subnet.family])]
+        state = "skipped" if programmed is None else "failed" if any(row in failed for row in rows) else "programmed" if agent.complete else "pending"
+        peers.append(
+            {
+                "key": key,
+                "node": record.owner.node if record.owner else None,
+                "backend": record.lease.backend or None,
+                "state": state,
+                "why": "; ".join(why.get(key, [])) or None,
+                "endpoints": [{"subnet": str(e.subnet), "public_ip": _address(e.public_ip), "vtep_mac": _mac(e)} for e in record.lease.endpoints],
+                "rows": [str(row) for row in rows],
+            }
+        )
+    return peers
+
+
+def _address(address: bytes | None) -> str | None:
+    return format_address(address) if address else None
+
+
+def _mac(endpoint: Endpoint | None) -> str | None:
+    return format_mac(endpoint.mac) if endpoint is not None and endpoint.mac is not None else None
+
+
+def _subnet(endpoint: Endpoint | None) -> str | None:
+    return str(endpoint.subnet) if endpoint is not None else None
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

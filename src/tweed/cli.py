@@ -1,0 +1,69 @@
+"""The command `tweed`. Subcommands live in `tweed.commands`, each imported only when it is called for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from tweed import __version__
+from tweed.errors import TweedError
+
+COMMANDS = {
+    "agent": ("tweed.commands.agent:agent", "Keep this node in the overlay."),
+    "status": ("tweed.commands.status:status", "What this node's agent holds, programmed and failed at."),
+    "net": ("tweed.commands.net:net", "The network configuration in the store."),
+    "lease": ("tweed.commands.lease:lease", "Who holds which subnet."),
+    "lab": ("tweed.commands.lab:lab", "A whole cluster in network namespaces on this machine."),
+    "cleanup": ("tweed.commands.cleanup:cleanup", "Remove everything tweed made on this node."),
+    "node-files": ("tweed.commands.node_files:node_files", "Files that keep other network programs away from tweed's devices."),
+}
+
+
+class Lazy(click.Group):
+    """A group that knows its commands' names and one-line helps without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="tweed %(version)s")
+def tweed() -> None:
+    """A VXLAN container network that carries packets, keeps itself right and explains itself."""
+
+
+def main() -> None:
+    """Entry point: errors are one line on stderr; 1 found a problem, 2 usage, 130 interrupted."""
+    try:
+        code = tweed.main(prog_name="tweed", standalone_mode=False)
+    except TweedError as error:
+        print(f"tweed: {error}", file=sys.stderr)
+        code = error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = 2
+    except click.ClickException as error:
+        print(f"tweed: {error.format_message().rstrip('.')}; see tweed --help", file=sys.stderr)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        print("tweed: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code or 0)

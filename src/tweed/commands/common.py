@@ -1,0 +1,67 @@
+"""What several subcommands need: which agent, which store, how to print."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from tweed.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET_NAME
+from tweed.stores import LeaseStore, open_store
+
+T = TypeVar("T")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+socket_option = click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The agent's socket; default: this network namespace's agent.")
+store_option = click.option("--store", "store_url", metavar="URL", help="Default: the store of this node's agent, else sqlite:// in the state directory.")
+
+
+def agent_socket(given: Path | None) -> Path:
+    """`--socket`, else TWEED_SOCKET, else the agent of the lab node whose namespace this is, else the default."""
+    if given is not None:
+        return given
+    if text := os.environ.get("TWEED_SOCKET"):
+        return Path(text)
+    from tweed.lab.registry import socket_for_netns
+
+    return socket_for_netns(os.stat("/proc/self/ns/net").st_ino) or DEFAULT_RUN_DIR / SOCKET_NAME
+
+
+def store_url(given: str | None) -> str:
+    """`--store`, else TWEED_STORE, else what this node's agent uses, else the default file."""
+    if given or (given := os.environ.get("TWEED_STORE")):
+        return given
+    from tweed.agent.client import AgentError, call
+
+    try:
+        return str(call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["url"])
+    except AgentError:
+        return f"sqlite://{DEFAULT_STATE_DIR}/store.db"
+
+
+def with_store(url: str, use: Callable[[LeaseStore], Coroutine[Any, Any, T]]) -> T:
+    """Open, use, close."""
+
+    async def run() -> T:
+        store = open_store(url)
+        try:
+            return await use(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def print_json(value: Any) -> None:
+    """Indented for a person's terminal, one line in a pipe: JSON either way."""
+    data = msgspec.json.encode(value)
+    click.echo(msgspec.json.format(data, indent=2).decode() if sys.stdout.isatty() else data.decode())
+
+
+Use = Callable[[LeaseStore], Awaitable[T]]
