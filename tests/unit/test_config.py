@@ -1,0 +1,101 @@
+"""Settings: one row per form and source, and one per error line."""
+
+from pathlib import Path
+
+import pytest
+
+from tweed.config import load, usage
+from tweed.errors import UsageError
+
+
+def settings(*words: str, environment: dict[str, str] | None = None, file: str | None = None):
+    def read(path: Path) -> str:
+        if file is None:
+            raise FileNotFoundError(path)
+        return file
+
+    return load(words, environment or {}, "host7", read)
+
+
+@pytest.mark.parametrize("words", [["--iface", "ens33"], ["-iface", "ens33"], ["--iface=ens33"], ["-iface=ens33"]])
+def test_gos_forms_of_a_flag_are_one(words):
+    assert settings(*words)[0].iface == ("ens33",)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [([], False), (["--ip-masq"], True), (["-ip-masq=true"], True), (["--ip-masq=false"], False), (["--ip-masq=0"], False), (["--ip-masq=T"], True)],
+)
+def test_booleans_take_a_value_only_with_an_equals_sign(words, value):
+    assert settings(*words, "--iface", "x")[0].ip_masq is value
+
+
+def test_later_sources_win_flag_over_tweed_over_flanneld_over_file():
+    file = 'public-ip = "192.0.2.1"\nresync = 1\niface = ["a", "b"]\nhealthz-port = 1'
+    environment = {"FLANNELD_RESYNC": "2", "TWEED_HEALTHZ_PORT": "3", "FLANNELD_HEALTHZ_PORT": "2"}
+    found, warnings = settings("--healthz-port", "4", environment=environment, file=file)
+    assert (found.public_ip, found.resync, found.iface, found.healthz_port, warnings) == (bytes((192, 0, 2, 1)), 2.0, ("a", "b"), 4, [])
+    assert settings(environment=environment, file=file)[0].healthz_port == 3
+
+
+def test_repeatable_flags_add_up_and_replace_those_of_a_weaker_source():
+    assert settings("--iface", "a", "--iface", "b", environment={"TWEED_IFACE": "c"})[0].iface == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "name"),
+    [(["--node-name", "n1"], {"NODE_NAME": "n2"}, "n1"), ([], {"NODE_NAME": "n2"}, "n2"), ([], {}, "host7")],
+)
+def test_node_name(words, environment, name):
+    assert settings(*words, environment=environment)[0].node_name == name
+
+
+def test_the_default_store_lies_in_the_state_directory():
+    assert settings("--state-dir", "/x/y")[0].store == "sqlite:///x/y/store.db"
+
+
+def test_flags_without_meaning_are_accepted_with_one_warning_each():
+    found, warnings = settings("--iptables-resync=5", "-v", "3", "-logtostderr", "--iface", "ens33")
+    assert found.iface == ("ens33",)
+    assert len(warnings) == 3 and all("has no meaning" in w for w in warnings)
+
+
+def test_kube_subnet_mgr_turned_off_is_fine():
+    assert settings("--kube-subnet-mgr=false")[0].iface == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "file", "says"),
+    [
+        (["--nonsense"], {}, None, "unknown flag --nonsense"),
+        (["stray"], {}, None, "'stray'"),
+        (["--iface"], {}, None, "--iface: needs a value"),
+        (["--healthz-port", "65536"], {}, None, "--healthz-port='65536'"),
+        (["--healthz-port", "-1"], {}, None, "--healthz-port='-1'"),
+        (["--public-ip", "fd00::1"], {}, None, "use an IPv4 address"),
+        (["--public-ipv6", "10.0.0.1"], {}, None, "use an IPv6 address"),
+        (["--public-ip", "x"], {}, None, "--public-ip='x'"),
+        (["--subnet-lease-renew-margin", "0"], {}, None, "1 to 1439"),
+        (["--subnet-lease-renew-margin", "1440"], {}, None, "1 to 1439"),
+        (["--ip-masq=maybe"], {}, None, "true or false"),
+        (["--resync", "-3"], {}, None, "--resync='-3'"),
+        (["--node-name", "a b"], {}, None, "--node-name 'a b'"),
+        (["--etcd-endpoints", "http://127.0.0.1:2379"], {}, None, "SQLite only"),
+        (["--kube-subnet-mgr"], {}, None, "SQLite only"),
+        ([], {"FLANNELD_IP_MASQ": "ja"}, None, "FLANNELD_IP_MASQ='ja'"),
+        ([], {}, "nonsense = 1", "unknown key 'nonsense'"),
+        ([], {}, "public-ip = [", "agent.toml"),
+        ([], {}, 'public-ip = ["192.0.2.1", "192.0.2.2"]', "expected one value"),
+        (["--config", "/nowhere"], {}, None, "/nowhere: no such file"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_source(words, environment, file, says):
+    with pytest.raises(UsageError) as error:
+        settings(*words, environment=environment, file=file)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_help_names_every_flag_that_does_something():
+    assert all(f"--{name}" in usage() for name in ("iface", "store", "ip-masq", "resync", "dry-run"))
+    assert "kube-api-url" not in usage()
