@@ -360,7 +360,7 @@ def read_neighbour(data: bytes, start: int, end: int, names: Mapping[int, str], 
         return []
     found = attributes(data, start + 12, end)
     if family == AF_BRIDGE:
-        return [read_fdb(index, state, found, names)]
+        return [read_fdb(index, state, flags, found, names)]
     size = SIZES.get(family)
     if size is None:
         return []
@@ -369,7 +369,7 @@ def read_neighbour(data: bytes, start: int, end: int, names: Mapping[int, str], 
     return [Neighbour(address, names[index], found.get(NDA_LLADDR), state)]
 
 
-def read_fdb(index: int, state: int, found: dict[int, bytes], names: Mapping[int, str]) -> FdbEntry:
+def read_fdb(index: int, state: int, flags: int, found: dict[int, bytes], names: Mapping[int, str]) -> FdbEntry:
     mac = found.get(NDA_LLADDR, b"")
     if len(mac) != 6:
         raise ValueError(f"netlink: an fdb entry with a MAC of {len(mac)} bytes")
@@ -385,7 +385,7 @@ def read_fdb(index: int, state: int, found: dict[int, bytes], names: Mapping[int
         None if vni is None else read_u32(vni),
         None if via is None else read_u32(via),
         None if vlan is None else U16.unpack(vlan)[0],
-        NDA_MASTER in found,
+        NDA_MASTER in found or bool(flags & NTF_MASTER),  # the kernel tells the one, and is told the other
         bool(state & NUD_PERMANENT),
     )
 
