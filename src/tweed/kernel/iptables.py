@@ -1,0 +1,92 @@
+"""iptables' filter table, through iptables' own programs: rules written by raw nft into tables of iptables-nft confuse it.
+
+There may be two of them in one kernel, both in force: iptables-nft (Debian's `iptables`) and the legacy tables.
+"""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tweed.errors import KernelError
+from tweed.kernel.nft import find_program
+from tweed.plan.forward_rules import FORWARD, Edit, Saved
+from tweed.plan.nft import Object
+
+TIMEOUT_S = 10
+WAIT_S = 5  # for the lock of legacy iptables
+# The network namespace of the calling thread, not of the process.
+LEGACY_TABLES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
+NAME = {4: "iptables", 6: "ip6tables"}
+
+
+def read(listing: Iterable[Object]) -> list[Saved]:
+    """The filter tables that are in force and can be read. `listing` (`kernel.nft.forward_listing`) says whether iptables-nft has one.
+
+    Nothing is created by looking: a table that does not exist is not asked for. A table that iptables cannot read, since
+    native nft rules were put into it, and one whose program is not installed, is left out. Raises KernelError.
+    """
+    chains = [o["chain"] for o in listing if "chain" in o]
+    found = []
+    for family in (4, 6):
+        word = "ip" if family == 4 else "ip6"
+        if any((c["family"], c["table"], c["name"]) == (word, "filter", FORWARD) for c in chains):
+            found.append(_saved(family, legacy=False))
+        if _has_legacy_filter(family):
+            found.append(_saved(family, legacy=True))
+    return [one for one in found if one is not None]
+
+
+def apply(edits: Sequence[Edit]) -> None:
+    """Make all edits of each program in one transaction. Raises KernelError; then nothing of that program's was changed."""
+    for program in dict.fromkeys(edit.program for edit in edits):
+        lines = "".join(f"{edit.line}\n" for edit in edits if edit.program == program)
+        _run([f"{program}-restore", "--noflush", "--wait", str(WAIT_S)], f"*filter\n{lines}COMMIT\n")
+
+
+def _has_legacy_filter(family: int) -> bool:
+    try:
+        return "filter" in LEGACY_TABLES[family].read_text().split()
+    except FileNotFoundError:
+        return False
+
+
+def _saved(family: int, legacy: bool) -> Saved | None:
+    program = _program(family, legacy)
+    if program is None:
+        return None
+    text = _run([f"{program}-save", "-t", "filter"])
+    if "is incompatible, use 'nft' tool" in text:
+        return None
+    return Saved(program, family, legacy, text)
+
+
+def _program(family: int, legacy: bool) -> str | None:
+    """The name of the program for one of the two kinds of tables, None where it is not installed."""
+    plain = NAME[family]
+    explicit = f"{plain}-{'legacy' if legacy else 'nft'}"
+    if find_program(f"{explicit}-save"):
+        return explicit
+    return plain if find_program(f"{plain}-save") and _is_legacy(plain) is legacy else None
+
+
+@lru_cache
+def _is_legacy(program: str) -> bool:
+    return "nf_tables" not in _run([program, "--version"])
+
+
+def _run(command: list[str], text: str | None = None) -> str:
+    program = find_program(command[0])
+    if program is None:
+        raise KernelError(command[0], errno.ENOENT, "is not installed (apt-get install iptables)")
+    try:
+        done = subprocess.run([program, *command[1:]], input=text, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(command[0], errno.EIO, str(error)) from None
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        raise KernelError(command[0], errno.EINVAL, words[0] if words else f"ended with code {done.returncode}")
+    return done.stdout
