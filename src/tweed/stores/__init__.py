@@ -38,7 +38,12 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class LeaseStore(Protocol):
-    """What an agent needs of a store. Any call may raise StoreUnavailable; none retries or sleeps by itself."""
+    """What an agent needs of a store. Any call may raise StoreUnavailable; none retries or sleeps by itself.
+
+    `warnings`: one line for each thing that is not as it should be now, though the store works.
+    """
+
+    warnings: list[str]
 
     async def config(self) -> str | None:
         """The network configuration (flannel's JSON text), None while there is none."""
