@@ -71,8 +71,9 @@ class Attachment(msgspec.Struct, frozen=True):
     since: float
     pending: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.container_id} {self.ifname} {' '.join(map(str, self.addresses))} {format_mac(self.mac)} {self.host_name}@{self.bridge}"
+    @property
+    def addresses_text(self) -> str:
+        return " and ".join(format_address(prefix.address) for prefix in self.addresses)
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ def place(request: AttachRequest, network: NodeNetwork, attached: Collection[Att
     if not addresses:
         raise Refused("this node has no subnet yet: wait until its agent holds a lease")
     mac = request.mac or mac_of(addresses[0].address)
-    if any(a.mac == mac and a.bridge == network.bridge for a in attached) or mac in [mac_of(subnet.host(GATEWAY)) for subnet in network.subnets]:
+    if any(a.mac == mac and a.bridge == network.bridge for a in attached) or mac == mac_of(gateways(network)[0].address):
         raise Refused(f"MAC {format_mac(mac)} is in use on {network.bridge} already")
     return Attachment(
         container_id=request.container_id,
@@ -190,7 +191,6 @@ class SetLink(msgspec.Struct, frozen=True):
     up: bool | None = None
     mtu: int | None = None
     master: str | None = None
-    hairpin: bool | None = None
     no_link_local: bool | None = None
 
     def __str__(self) -> str:
@@ -201,11 +201,18 @@ class SetLink(msgspec.Struct, frozen=True):
             words.append(f"mtu {self.mtu}")
         if self.master is not None:
             words.append(f"master {self.master}")
-        if self.hairpin is not None:
-            words.append(f"type bridge_slave hairpin {'on' if self.hairpin else 'off'}")
         if self.up is not None:
             words.append("up" if self.up else "down")
         return " ".join(words)
+
+
+class Hairpin(msgspec.Struct, frozen=True):
+    """A frame may leave by the port that it came in by: a container that calls a Service may be its backend."""
+
+    port: str
+
+    def __str__(self) -> str:
+        return f"bridge link set dev {self.port} hairpin on"
 
 
 class DeleteLink(msgspec.Struct, frozen=True):
@@ -236,7 +243,7 @@ class Announce(msgspec.Struct, frozen=True):
         return "; ".join(f"{'arping -U' if len(a) == 4 else 'ndsend'} {format_address(a)} {self.device}" for a in self.addresses)
 
 
-Action = CreateBridge | CreateVeth | SetLink | DeleteLink | Sysctl | Change | Announce
+Action = CreateBridge | CreateVeth | SetLink | Hairpin | DeleteLink | Sysctl | Change | Announce
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -256,6 +263,11 @@ class Facts(msgspec.Struct, frozen=True):
     ipv6: bool = True  # the kernel has it at all
 
 
+def gateways(network: NodeNetwork) -> tuple[Prefix, ...]:
+    """The bridge's own addresses: the first of each subnet."""
+    return tuple(Prefix(subnet.host(GATEWAY), subnet.length) for subnet in network.subnets)
+
+
 def steps(attachment: Attachment, network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
     """All that is to be done, in order. Raises Refused when the bridge's name belongs to another kind of device."""
     return bridge_steps(network, facts) + container_steps(attachment, network, facts)
@@ -269,16 +281,16 @@ def bridge_steps(network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
     steps: list[Step] = []
     if bridge is None:
         # Without an explicit MAC a bridge takes the lowest of its ports', and changes it under the containers as they come and go.
-        mac = mac_of(network.subnets[0].host(GATEWAY))
+        mac = mac_of(gateways(network)[0].address)
         steps += [Step(CreateBridge(name, mac, network.mtu), DeleteLink(name)), Step(SetLink(name, no_link_local=True)), *quiet]
     elif bridge.kind != "bridge":
         raise Refused(f"{name} is a {bridge.kind or 'physical'} device here, not a bridge: remove it, or choose another name for the bridge")
     elif bridge.mtu != network.mtu:
         steps.append(Step(SetLink(name, mtu=network.mtu), SetLink(name, mtu=bridge.mtu)))
-    for subnet in network.subnets:
-        gateway = InterfaceAddress(name, Prefix(subnet.host(GATEWAY), subnet.length), nodad=subnet.family == 6)
-        if gateway.address not in facts.bridge_addresses:
-            steps.append(Step(Change("replace", gateway), Change("delete", gateway)))
+    for gateway in gateways(network):
+        if gateway not in facts.bridge_addresses:
+            row = InterfaceAddress(name, gateway, nodad=gateway.family == 6)
+            steps.append(Step(Change("replace", row), Change("delete", row)))
     if bridge is None or not bridge.up:
         steps.append(Step(SetLink(name, up=True), SetLink(name, up=False)))
     return tuple(steps)
@@ -295,7 +307,9 @@ def container_steps(attachment: Attachment, network: NodeNetwork, facts: Facts) 
     steps += [Step(SetLink(port, no_link_local=True)), Step(SetLink(inside, no_link_local=True), inside=True)]
     if facts.ipv6:
         steps.append(Step(Sysctl(f"net/ipv6/conf/{inside}/accept_ra", "0"), inside=True))
-    steps += [Step(SetLink(inside, up=True), inside=True), Step(SetLink(port, up=True)), Step(SetLink(port, master=network.bridge, hairpin=True))]
+    if any(address.family == 6 for address in attachment.addresses):  # runtimes create namespaces with IPv6 switched off
+        steps.append(Step(Sysctl(f"net/ipv6/conf/{inside}/disable_ipv6", "0"), inside=True))
+    steps += [Step(SetLink(inside, up=True), inside=True), Step(SetLink(port, up=True)), Step(SetLink(port, master=network.bridge)), Step(Hairpin(port))]
     for address in attachment.addresses:
         if address.family == 6:
             steps.append(put(InterfaceAddress(inside, link_local(attachment.mac), SCOPE_LINK, nodad=True)))
