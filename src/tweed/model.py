@@ -337,8 +337,8 @@ class Change(msgspec.Struct, frozen=True):
             text = text.rpartition(" ")[0] + f" nud {NUD_NAMES.get(row.state, hex(row.state)).lower()}"
             if self.op == "delete":
                 text = f"{format_address(row.address)} dev {row.device}"
-        elif isinstance(row, FdbEntry) and self.op == "delete":
-            text = text.removesuffix(" permanent")
+        elif isinstance(row, FdbEntry):
+            text = text.removesuffix(" permanent") if self.op == "delete" else text if row.permanent else f"{text} dynamic"
         return f"{tool} {verb} {text}"
 
 

@@ -144,8 +144,8 @@ def present(nl: Netlink, row: Row) -> bool:
     """Whether exactly this row is in the kernel now.
 
     Linux can be asked for one neighbour, but not for one address or one route (RTM_GETROUTE answers which route wins, not whether a
-    given one exists) and of a MAC's several fdb rows it tells only the first. So: a single get where it can say yes, else a dump
-    narrowed as far as the kernel can.
+    given one exists), and of the several fdb rows that a group or the zero MAC can have it tells the first. So: a single get where it
+    can say yes, else a dump narrowed as far as the kernel can.
     """
     if isinstance(row, Neighbour):
         return lookup_neighbour(nl, row.address, row.device) == row
@@ -198,7 +198,7 @@ def lookup_neighbour(nl: Netlink, address: bytes, device: str) -> Neighbour | No
 def lookup_fdb(nl: Netlink, mac: bytes, device: str, *, vlan: int | None = None, master: bool = False) -> FdbEntry | None:
     """The fdb row of one MAC: in the device's own table, or with `master` in the bridge that it is (a port of). None when there is none.
 
-    Of several rows of a VXLAN device for one MAC it is the first.
+    Of the several rows that a VXLAN device can have for a group or the zero MAC it is the first.
     """
     link = links.link(nl, device)
     if link is None:
