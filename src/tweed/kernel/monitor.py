@@ -18,6 +18,8 @@ from tweed.wire import rtnl
 LINK, NEIGH = 1 << 0, 1 << 2
 IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1 << 4, 1 << 6, 1 << 8, 1 << 10
 GROUPS = LINK | NEIGH | IPV4_IFADDR | IPV4_ROUTE | IPV6_IFADDR | IPV6_ROUTE
+# Room for the echoes of our own 10,000 leases: each of their 30,000 announcements counts for 768 bytes of the doubled buffer.
+BUFFER = 16 << 20
 # Datagrams taken in one drain, so that a storm cannot hold the caller: the rest is there at the next.
 DRAIN = 4096
 
@@ -52,11 +54,11 @@ class Monitor:
     def __init__(self, netns: int | None = None, groups: int = GROUPS) -> None:
         """`netns`: file descriptor of the namespace to listen in, None for the caller's own. Devices are always listened to, for their names."""
         self.own: set[int] = set()
-        self._socket = open_socket(netns, groups | LINK)
+        self._socket = open_socket(netns, groups | LINK, BUFFER)
         self._asker = Netlink(netns)
         self._names = Names(self._asker)
         self._gone: set[int] = set()
-        self._expected: dict[Row, str] = {}
+        self._expected: set[tuple[str, Row]] = set()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -66,12 +68,13 @@ class Monitor:
         self._asker.close()
 
     def expect(self, changes: Changes) -> None:
-        """Tell what has just been changed, before the next drain: the kernel announces fdb entries and IPv6 addresses without a port.
+        """Tell what has just been changed, before the next drain.
 
+        It is needed because the kernel announces fdb entries, IPv6 addresses and the end of neighbours without the port of who did it.
         All echoes of a change are queued before the call that made it returns, so the next complete drain forgets what it was told.
         """
         for change in changes:
-            self._expected[as_announced(change.row)] = "new" if change.op == "replace" else "del"
+            self._expected.add(echo_of("new" if change.op == "replace" else "del", change.row))
 
     def drain(self) -> list[Notice]:
         """What has happened since the last call, in order. Never blocks."""
@@ -108,9 +111,13 @@ class Monitor:
                         notices.append(Notice("link", op, link, port))
             elif port not in self.own:
                 rows = rtnl.decode(message, self._names)
-                notices += [Notice(KINDS[type(row)], op, row, port) for row in rows if port or self._expected.get(row) != op]
+                notices += [Notice(KINDS[type(row)], op, row, port) for row in rows if port or echo_of(op, row) not in self._expected]
 
 
-def as_announced(row: Row) -> Row:
-    """The row as the kernel tells it back."""
-    return msgspec.structs.replace(row, nodad=False) if isinstance(row, InterfaceAddress) and row.nodad else row
+def echo_of(op: str, row: Row) -> tuple[str, Row]:
+    """What of an announcement is certain beforehand: not the flag of an address, nor the MAC and state of a neighbour that goes."""
+    if isinstance(row, InterfaceAddress) and row.nodad:
+        row = msgspec.structs.replace(row, nodad=False)
+    elif isinstance(row, Neighbour) and op == "del":
+        row = Neighbour(row.address, row.device, None, 0)
+    return op, row

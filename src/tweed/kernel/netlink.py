@@ -31,18 +31,21 @@ DUMP_TRIES = 5
 PATCH = Struct("=I")
 
 
-def open_socket(netns: int | None, groups: int = 0) -> socket.socket:
-    """A bound NETLINK_ROUTE socket that does not block, in the namespace of that file descriptor (None: the caller's)."""
+def open_socket(netns: int | None, groups: int = 0, receive_buffer: int = BUFFER) -> socket.socket:
+    """A bound NETLINK_ROUTE socket that does not block, in the namespace of that file descriptor (None: the caller's).
+
+    `receive_buffer` in bytes of payload and bookkeeping; the kernel doubles it and takes memory only for what waits.
+    """
 
     def make() -> socket.socket:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
     opened = make() if netns is None else run_in(netns, make)
-    for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+    for forced, plain, size in ((SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer), (SO_SNDBUFFORCE, socket.SO_SNDBUF, BUFFER)):
         try:
-            opened.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
+            opened.setsockopt(socket.SOL_SOCKET, forced, size)
         except PermissionError:  # no CAP_NET_ADMIN over the first namespace: as much as net.core.[rw]mem_max grants
-            opened.setsockopt(socket.SOL_SOCKET, plain, BUFFER)
+            opened.setsockopt(socket.SOL_SOCKET, plain, size)
     for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
         opened.setsockopt(SOL_NETLINK, option, 1)
     opened.bind((0, groups))
