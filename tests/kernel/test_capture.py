@@ -21,9 +21,8 @@ ONLY_OURS = ((0x28, 0, 0, 12), (0x15, 0, 1, ETHERTYPE), (0x6, 0, 0, 0x40000), (0
 
 @pytest.fixture
 def pair(netns: Namespace, netns2: Namespace) -> tuple[Namespace, Namespace]:
-    netns.run(
-        f"ip link add near address {A} type veth peer name far address {B} netns {netns2.name}; ip link set near up; sysctl -qw net.ipv6.conf.near.disable_ipv6=1"
-    )
+    netns.run(f"ip link add near address {A} type veth peer name far address {B} netns {netns2.name}")
+    netns.run("ip link set near up; sysctl -qw net.ipv6.conf.near.disable_ipv6=1")
     netns2.run("ip link set far up; sysctl -qw net.ipv6.conf.far.disable_ipv6=1")
     return netns, netns2
 
@@ -67,7 +66,7 @@ def test_several_devices_of_one_namespace_come_in_order_of_time(pair):
         deadline = time.monotonic() + 5
         while len(ours(seen)) < 2 and time.monotonic() < deadline:
             seen += capture.drain(1)
-    assert sorted(ours(seen)) == [("far", "in", b"first"), ("bridge0", "in", b"first")]
+    assert sorted(ours(seen)) == [("bridge0", "in", b"first"), ("far", "in", b"first")]
 
 
 def test_nothing_is_seen_before_the_capture_nor_without_traffic(pair):
