@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from tweed.addr import Prefix, format_mac, parse_address, parse_mac
 from tweed.model import Change, FdbEntry, InterfaceAddress, Neighbour, Route
-from tweed.wire import netlink, rtnl
+from tweed.wire import netlink, route, rtnl
 
 NAMES = rtnl.Names({1: "lo", 3: "ens33", 7: "flannel.1", 2_000_000_000: "far"})
 INDEX = {name: index for index, name in NAMES.items()}
@@ -240,7 +240,7 @@ def test_pyroute2_and_addresses(row):
 
 
 def route_message(*attributes: bytes, family: int = 2, length: int = 24, tos: int = 0, source_length: int = 0, flags: int = 0) -> bytes:
-    return netlink.message(24, 2, rtnl.RTMSG.pack(family, length, source_length, tos, 254, 83, 0, 1, flags), *attributes)
+    return netlink.message(24, 2, route.RTMSG.pack(family, length, source_length, tos, 254, 83, 0, 1, flags), *attributes)
 
 
 DST = netlink.attribute(1, parse_address("10.1.1.0"))
@@ -265,7 +265,7 @@ def test_rows_that_differ_only_in_what_moves_by_itself_are_one():
 
 def hop(gateway: str, index: int, flags: int = 0, weight: int = 0) -> bytes:
     packed = netlink.attribute(5, parse_address(gateway))
-    return rtnl.RTNEXTHOP.pack(8 + len(packed), flags, weight, index) + packed
+    return route.RTNEXTHOP.pack(8 + len(packed), flags, weight, index) + packed
 
 
 def test_multipath_is_a_row_per_next_hop():
@@ -294,10 +294,11 @@ def test_a_route_by_next_hop_object_is_deleted_by_its_id():
     assert sorted(found) == [1, 30]  # the kernel refuses an id together with a gateway or a device
 
 
-def test_inside_leaves_out_what_is_outside():
+@pytest.mark.parametrize("first", [b"", netlink.u32(15, 254)], ids=["destination first", "table first"])
+def test_inside_leaves_out_what_is_outside(first):
     def message(dst: str) -> bytes:
         prefix = Prefix.parse(dst)
-        return route_message(netlink.attribute(1, prefix.address), family=2 if prefix.family == 4 else 10, length=prefix.length)
+        return route_message(first, netlink.attribute(1, prefix.address), family=2 if prefix.family == 4 else 10, length=prefix.length)
 
     everything = ["10.244.0.0/16", "10.244.1.0/24", "10.244.255.255/32", "10.0.0.0/8", "10.245.0.0/24", "0.0.0.0/0", "fd00::/64", "::/0"]
     data = b"".join(map(message, everything))
@@ -313,7 +314,7 @@ def test_inside_leaves_out_what_is_outside():
 
 
 def test_what_is_no_row_is_left_out():
-    cached = route_message(DST, flags=rtnl.RTM_F_CLONED)
+    cached = route_message(DST, flags=route.RTM_F_CLONED)
     label_switched = route_message(family=28, length=20)
     proxy = netlink.message(28, 0, rtnl.NDMSG.pack(2, 7, 0, rtnl.NTF_PROXY, 0), DST)
     done = netlink.message(netlink.DONE, 2, bytes(4))
@@ -357,7 +358,7 @@ def test_ipv4_through_an_ipv6_gateway():
         route_message(DST, netlink.attribute(9, b"\x09\0\0\0\0\0\0\0")),
         route_message(DST, netlink.attribute(9, b"\x0c\0\0\0\0\0\0\0\3\0\5\0")),
         route_message(DST, netlink.attribute(9, b"\1\2\3")),
-        route_message(DST, netlink.attribute(9, rtnl.RTNEXTHOP.pack(16, 0, 0, 1) + netlink.attribute(5, b"\1"))),
+        route_message(DST, netlink.attribute(9, route.RTNEXTHOP.pack(16, 0, 0, 1) + netlink.attribute(5, b"\1"))),
         netlink.message(28, 0, rtnl.NDMSG.pack(2, 7, 0, 0, 0)),
         netlink.message(28, 0, rtnl.NDMSG.pack(7, 7, 0, 0, 0)),
         netlink.message(28, 0, rtnl.NDMSG.pack(7, 7, 0, 0, 0), netlink.attribute(2, bytes(6)), netlink.attribute(1, b"\1\2")),

@@ -13,6 +13,7 @@ from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Ro
 from tweed.wire import link as link_wire
 from tweed.wire import netlink as wire
 from tweed.wire import rtnl
+from tweed.wire.route import RTM_NEWROUTE
 
 # Bits of the groups that a socket can listen to (linux/rtnetlink.h RTNLGRP_*). fdb changes come with the neighbours'.
 LINK, NEIGH = 1 << 0, 1 << 2
@@ -29,7 +30,7 @@ KINDS: dict[type, Literal["address", "route", "neighbour", "fdb"]] = {
     Neighbour: "neighbour",
     FdbEntry: "fdb",
 }
-NEW = frozenset({link_wire.RTM_NEWLINK, rtnl.RTM_NEWADDR, rtnl.RTM_NEWROUTE, rtnl.RTM_NEWNEIGH})
+NEW = frozenset({link_wire.RTM_NEWLINK, rtnl.RTM_NEWADDR, RTM_NEWROUTE, rtnl.RTM_NEWNEIGH})
 
 
 class Notice(msgspec.Struct, frozen=True):

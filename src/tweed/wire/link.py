@@ -7,10 +7,26 @@ from collections.abc import Iterator
 from struct import Struct
 
 from tweed.model import Link, Vtep, Vxlan
-from tweed.wire.netlink import CREATE, EXCLUSIVE, INT, NESTED, attribute, attributes, message, messages, nest, read_text, read_u32, text, u32
+from tweed.wire.netlink import (
+    AF_INET6,
+    AF_UNSPEC,
+    CREATE,
+    EXCLUSIVE,
+    INT,
+    NESTED,
+    attribute,
+    attributes,
+    fixed,
+    message,
+    messages,
+    nest,
+    read_text,
+    read_u32,
+    text,
+    u32,
+)
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-AF_UNSPEC, AF_INET6 = 0, 10
 
 IFF_UP, IFF_RUNNING, IFF_PROMISC = 0x1, 0x40, 0x100
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
@@ -176,9 +192,7 @@ def decode_links(data: bytes) -> list[Link]:
 def iterate_links(data: bytes) -> Iterator[Link]:
     for kind, _, _, _, start, end in messages(data):
         if kind in (RTM_NEWLINK, RTM_DELLINK):
-            if end - start < 16:
-                raise ValueError("netlink link message without its body")
-            family, _, index, flags, _ = IFINFOMSG.unpack_from(data, start)
+            family, _, index, flags, _ = fixed(IFINFOMSG, data, start, end)
             # Bridges also announce their ports in a shorter form of their own family, with neither kind nor address.
             if family == AF_UNSPEC:
                 yield decode_link(index, flags, attributes(data, start + 16, end))

@@ -21,6 +21,9 @@ NESTED = 0x8000
 KIND_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 ERROR_TEXT = 1  # NLMSGERR_ATTR_MSG
 EXTENDED = 0x200  # NLM_F_ACK_TLVS: attributes follow in an error message
+AF_UNSPEC, AF_INET, AF_BRIDGE, AF_INET6 = 0, 2, 7, 10
+FAMILIES = {4: AF_INET, 6: AF_INET6}  # by the number that people use
+SIZES = {AF_INET: 4, AF_INET6: 16}
 
 HEADER = Struct("=IHHII")
 ATTRIBUTE = Struct("=HH")
@@ -69,6 +72,11 @@ def message(kind: int, flags: int, body: bytes, *attributes: bytes) -> bytes:
     return HEADER.pack(size, kind, flags, 0, 0) + payload + b"\0" * (-size % 4)
 
 
+def flags_of(new: bool) -> int:
+    """Of a message that puts a row (create or replace), or deletes one."""
+    return REQUEST | CREATE | REPLACE if new else REQUEST
+
+
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
     """The messages of a datagram: kind, flags, sequence, port, and where the body begins and ends."""
     at, size = 0, len(data)
@@ -94,6 +102,19 @@ def attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
         found[kind & KIND_MASK] = data[at + 4 : at + size]
         at += (size + 3) & ~3
     return found
+
+
+def fixed(form: Struct, data: bytes, start: int, end: int) -> tuple[int, ...]:
+    """The fixed part of a message. Raises ValueError when the message ends before it."""
+    if end - start < form.size:
+        raise ValueError(f"netlink: a body of {end - start} bytes where {form.size} belong")
+    return form.unpack_from(data, start)
+
+
+def check_address(address: bytes, length: int, size: int) -> None:
+    """Raises ValueError unless it is an address of `size` bytes with a prefix of `length` bits."""
+    if len(address) != size or length > size * 8:
+        raise ValueError(f"netlink: an address of {len(address)} bytes and {length} bits where {size} bytes belong")
 
 
 def read_error(data: bytes, start: int, end: int, flags: int) -> tuple[int, str]:
