@@ -29,6 +29,7 @@ from tweed.errors import KernelError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.monitor import Monitor, Notice
 from tweed.kernel.netlink import Netlink
+from tweed.kernel.nft import NftMonitor
 from tweed.kernel.processes import running
 from tweed.model import Endpoint, FdbEntry, InterfaceAddress, Lease, Link, Neighbour, Owner, Route, Vtep
 from tweed.plan.device import SetMac, wanted_vteps
@@ -38,6 +39,7 @@ from tweed.stores import LeaseStore, open_store
 from tweed.wire.flannel import Network, device_name, host_overlaps, parse_network
 
 RETRY_S = (1.0, 60.0)
+NFT_DELAY_S = 1.0
 MAC_REWRITES = (3, 60.0)  # so many restorations within so many seconds: somebody else insists
 MAC_REWRITERS = ("systemd-networkd", "NetworkManager", "systemd-udevd", "connmand", "wickedd")
 
@@ -57,7 +59,7 @@ class Agent:
         self.notes = files.Notes(settings.state_dir / "notes.json")
         self.netlink = Netlink()
         self.dataplane = Dataplane(self.netlink)
-        self.firewall = Firewall(settings, self.notes, self.netlink)
+        self.firewall = Firewall(settings, self.notes)
         self.attachments = Attachments(settings.state_dir / "attachments.json", self.netlink)
         self.store: LeaseStore | None = None
         self.membership: Membership | None = None
@@ -78,6 +80,8 @@ class Agent:
         self.retry_s = RETRY_S[0]
         self.mac_restored: deque[float] = deque(maxlen=MAC_REWRITES[0])
         self.mac_adopted = False
+        self.nft_noted = False
+        self.told: set[str] = set()
 
     @property
     def renew_margin_s(self) -> float:
@@ -87,22 +91,31 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled. Raises UsageError for a configuration that can never work."""
-        monitor = Monitor() if self.watch_kernel else None
-        try:
-            if monitor is not None:
-                monitor.own.add(self.netlink.port)
-                asyncio.get_running_loop().add_reader(monitor.fileno(), self.on_kernel, monitor)
+        loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.firewall.close)
+            stack.push_async_callback(self._close_store)
+            if self.watch_kernel:
+                monitor = stack.enter_context(contextlib.closing(Monitor()))
+                monitor.own |= {self.netlink.port, self.firewall.netlink.port}
+                loop.add_reader(monitor.fileno(), self.on_kernel, monitor)
+                stack.callback(loop.remove_reader, monitor.fileno())
+                try:
+                    nft_monitor = stack.enter_context(contextlib.closing(NftMonitor()))
+                except KernelError as error:  # a kernel without nf_tables
+                    log.warning("%s: changes of nftables are only noticed by the slow look", error)
+                else:
+                    loop.add_reader(nft_monitor.fileno(), self.on_nftables, nft_monitor)
+                    stack.callback(loop.remove_reader, nft_monitor.fileno())
             while True:
                 try:
                     await self._serve_network()
                 except ConfigChanged:
                     log.info("the network configuration changed: starting over with it")
-        finally:
-            if monitor is not None:
-                asyncio.get_running_loop().remove_reader(monitor.fileno())
-                monitor.close()
-            if self.store is not None:
-                await self.store.close()
+
+    async def _close_store(self) -> None:
+        if self.store is not None:
+            await self.store.close()
 
     async def _serve_network(self) -> None:
         """With one network configuration: join, then keep right."""
@@ -330,6 +343,12 @@ class Agent:
             if self._concerns(notice):
                 self.look_again("kernel")
 
+    def on_nftables(self, monitor: NftMonitor) -> None:
+        """nftables changed: look soon. Several transactions (kube-proxy, Docker) cost one look; our own change is seen to be right at once."""
+        if monitor.drain() and not self.nft_noted:
+            self.nft_noted = True
+            asyncio.get_running_loop().call_later(NFT_DELAY_S, self.look_again, "nftables")
+
     def _concerns(self, notice: Notice) -> bool:
         devices = {vtep.name for vtep in self.dataplane.vteps}
         underlay = {self.underlay.device} if self.underlay is not None else set()
@@ -365,24 +384,40 @@ class Agent:
         if "tick" in reasons:
             await self._check_configuration()
         self.screened = screen(self.membership.records.values(), self.membership.junk.values(), self.membership.own, self.network.backend, self.networks)
-        short = reasons == {"lease"} and self.complete and not self.report.failures and not self.report.device_failures
-        if short:
-            report = self.dataplane.change(self.screened.peers)
-            report = msgspec.structs.replace(report, shadows=self.report.shadows)
+        settled = self.complete and not self.report.failures and not self.report.device_failures
+        if settled and reasons == {"lease"}:
+            report = msgspec.structs.replace(self.dataplane.change(self.screened.peers), shadows=self.report.shadows)
+        elif settled and reasons == {"nftables"}:
+            report = await self._firewall(msgspec.structs.replace(self.report, steps=(), changes=()))
         else:
             self._follow_underlay()
             self.dataplane.vteps = self.wanted_vteps()
             self.dataplane.peers = self.screened.peers
             report = self.dataplane.look()
             self._watch_mac(report)
-            if not self.firewall.run(self.network, self.lease(), self.dataplane.devices):
-                report = msgspec.structs.replace(report, device_failures=report.device_failures | self.firewall.failures)
+            report = await self._firewall(report)
         self._finish(report, reasons)
-        if not short:  # never more than a quarter of a core on drift, however fast it comes
+        if reasons != {"lease"}:  # never more than a quarter of a core on drift, however fast it comes
             await asyncio.sleep(min(3 * report.duration_s, 5.0))
+
+    async def _firewall(self, report: Report) -> Report:
+        assert self.network is not None
+        self.nft_noted = False
+        await self.firewall.run(self.network, self.lease(), self.dataplane.devices)
+        return msgspec.structs.replace(report, device_failures=report.device_failures | self.firewall.failures)
+
+    def _tell_problems(self) -> None:
+        """Each problem once when it comes and once when it goes."""
+        now = {str(problem) for problem in self.all_problems()}
+        for text in sorted(now - self.told):
+            log.warning("problem: %s", text)
+        for text in sorted(self.told - now):
+            log.info("no longer: %s", text)
+        self.told = now
 
     def _finish(self, report: Report, reasons: set[str]) -> None:
         self.report = report
+        self._tell_problems()
         self.passes += 1
         self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))
         if self.complete and not reasons & {"start", "lease"}:
@@ -431,7 +466,6 @@ class Agent:
             who = " or ".join(suspects) if suspects else "another program (udev, systemd-networkd and NetworkManager do that)"
             text = f"{who} keeps changing its MAC: this node publishes whatever MAC it has; tell it to leave the device alone with `tweed node-files`"
             self.problems["mac-rewritten"] = Problem("mac-rewritten", name, text)
-            log.error("%s", self.problems["mac-rewritten"])
 
     # ---- what others see -----------------------------------------------------------------------------------------
 

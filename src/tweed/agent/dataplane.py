@@ -177,5 +177,3 @@ def _say(report: Report) -> None:
         log.warning("the kernel refused %s", failure)
     for name, text in report.device_failures.items():
         log.warning("device %s: %s", name, text)
-    for shadow in report.shadows:
-        log.warning("%s", shadow)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tweed.agent import claim, files
 from tweed.agent.agent import Agent
+from tweed.agent.firewall import rehearse, wish
 from tweed.config import Settings
 from tweed.errors import UsageError
 from tweed.model import LeaseRecord
@@ -59,7 +60,7 @@ def commands(settings: Settings) -> Iterator[str]:
         yield f"# problem: {problem}"
     agent.dataplane.peers = screened.peers
     yield from agent.dataplane.plan()
-    yield from agent.firewall.plan(agent.network, decision.lease, agent.dataplane.devices)
+    yield from rehearse(wish(settings, agent.network, decision.lease, agent.dataplane.devices))
     yield f"# would write {settings.subnet_file}:"
     for line in format_subnet_env(agent.network, decision.lease, agent.mtu, settings.ip_masq).splitlines():
         yield f"#   {line}"

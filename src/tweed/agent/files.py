@@ -61,6 +61,7 @@ class Noted(msgspec.Struct):
     files: list[str] = []
     sysctls: list[tuple[str, str]] = []
     nft_vnis: list[int] = []
+    iptables_vnis: list[int] = []
 
 
 class Notes:
@@ -88,6 +89,12 @@ class Notes:
         """The VNIs whose nft tables of ours may exist."""
         if self.noted.nft_vnis != vnis:
             self.noted.nft_vnis = vnis
+            self.save()
+
+    def set_iptables_vnis(self, vnis: list[int]) -> None:
+        """The VNIs whose accept rules of ours may stand in iptables."""
+        if self.noted.iptables_vnis != vnis:
+            self.noted.iptables_vnis = vnis
             self.save()
 
     def forget_device(self, name: str) -> None:

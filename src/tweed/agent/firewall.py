@@ -2,76 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import msgspec
 
 from tweed.agent.files import Notes
 from tweed.agent.log import log
 from tweed.config import Settings
 from tweed.errors import KernelError
-from tweed.kernel import nft, sysctl, tables
+from tweed.kernel import iptables, nft, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Change, Lease, Route
-from tweed.plan.nft import Table, masquerade
+from tweed.plan.forward_rules import Decision, Overlay, decide, removal
+from tweed.plan.forwarding import Write
+from tweed.plan.nft import Object, Table, masquerade
 from tweed.plan.screen import Problem
 from tweed.wire.flannel import Network
 
 BRIDGE = "cni0"
 
 
-class Firewall:
-    """Level-triggered like the data plane: `run()` looks and mends; it costs a few reads when all is right."""
+class Wish(msgspec.Struct, frozen=True):
+    """What should stand: decided from the network, the lease and the settings alone."""
 
-    def __init__(self, settings: Settings, notes: Notes, netlink: Netlink) -> None:
+    vni: int
+    devices: dict[int, str]
+    tables: tuple[Table, ...]
+    overlays: tuple[Overlay, ...]
+
+
+def wish(settings: Settings, network: Network, lease: Lease, devices: Mapping[int, str]) -> Wish:
+    """Our nft tables with --ip-masq, and with --iptables-forward-rules the traffic that FORWARD chains must let through."""
+    families = [(c, e.subnet) for c, e in ((network.network, lease.v4), (network.network6, lease.v6)) if c is not None and e is not None]
+    fully_random = not settings.ip_masq_fully_random_disable
+    masqueraded = families if settings.ip_masq else []
+    forwarded = families if settings.iptables_forward_rules else []
+    return Wish(
+        network.vni,
+        dict(devices),
+        tuple(masquerade(cluster, subnet, vni=network.vni, fully_random=fully_random) for cluster, subnet in masqueraded),
+        tuple(Overlay(cluster, subnet, BRIDGE, devices[cluster.family]) for cluster, subnet in forwarded if cluster.family in devices),
+    )
+
+
+class Firewall:
+    """Level-triggered like the data plane: `run()` looks and mends, and costs a few reads when all is right.
+
+    It works in one thread of its own, since iptables' programs may wait for a lock; the agent's loop goes on meanwhile.
+    """
+
+    def __init__(self, settings: Settings, notes: Notes) -> None:
         self.settings = settings
         self.notes = notes
-        self.netlink = netlink
+        self.netlink = Netlink()
         self.failures: dict[str, str] = {}
         self.problems: tuple[Problem, ...] = ()
         self.forwarding = "not looked at yet"
-        self._nft: nft.Nft | None = None
-        self._seen: tuple[int, tuple[Table, ...]] | None = None
+        self._nft = nft.Nft()
+        self._seen: tuple[int, Wish] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="firewall")
 
-    def run(self, network: Network, lease: Lease, devices: Mapping[int, str]) -> bool:
-        """Mend everything; False when something could not be, with `failures` by name."""
-        self.failures = {}
-        wanted = self.wanted_tables(network, lease)
-        steps: dict[str, Callable[[], None]] = {"forwarding": lambda: self._forward(devices), "masquerade": lambda: self._masquerade(wanted, network.vni)}
-        for name, step in steps.items():
-            try:
-                step()
-            except KernelError as error:
-                self.failures[name] = str(error)
-        return not self.failures
+    def close(self) -> None:
+        self._thread.submit(self._nft.close)
+        self._thread.shutdown()
+        self.netlink.close()
 
-    def plan(self, network: Network, lease: Lease, devices: Mapping[int, str]) -> Iterator[str]:
-        """What a first `run()` would do, for a dry run."""
-        for family in devices:
-            key = "net.ipv4.ip_forward" if family == 4 else "net.ipv6.conf.all.forwarding"
-            if sysctl.read_int(key) != 1:
-                yield f"sysctl -w {key}=1"
-        for table in self.wanted_tables(network, lease):
-            yield "nft -f - <<END"
-            yield from table.text.splitlines()
-            yield "END"
-
-    def wanted_tables(self, network: Network, lease: Lease) -> tuple[Table, ...]:
-        """Our nft tables: one per family with --ip-masq, none without."""
-        if not self.settings.ip_masq:
-            return ()
-        fully_random = not self.settings.ip_masq_fully_random_disable
-        return tuple(
-            masquerade(cluster, endpoint.subnet, vni=network.vni, fully_random=fully_random)
-            for cluster, endpoint in ((network.network, lease.v4), (network.network6, lease.v6))
-            if cluster is not None and endpoint is not None
-        )
+    async def run(self, network: Network, lease: Lease, devices: Mapping[int, str]) -> bool:
+        """Mend everything; False when something that pods need could not be, with `failures` by name."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.mend, wish(self.settings, network, lease, devices))
 
     def status(self) -> dict[str, Any]:
-        return {"masquerade": self.settings.ip_masq, "forwarding": self.failures.get("forwarding", self.forwarding)}
+        return {
+            "masquerade": self.settings.ip_masq,
+            "forwarding": self.failures.get("forwarding", self.forwarding),
+            "forward_rules": self.settings.iptables_forward_rules,
+        }
 
-    # ---- steps -----------------------------------------------------------------------------------------------
+    # ---- in the thread ---------------------------------------------------------------------------------------
 
-    def _forward(self, devices: Mapping[int, str]) -> None:
+    def mend(self, want: Wish) -> bool:
+        failures = {}
+        try:
+            self._forward(want)
+        except KernelError as error:
+            failures["forwarding"] = str(error)
+        try:
+            if not self._unchanged(want):
+                now = (nft.generation(), want)
+                self._seen = now if not self._masquerade(want) and not self._open(want) else None
+        except KernelError as error:
+            if want.tables:
+                failures["masquerade"] = str(error)
+            else:  # nobody asked for nftables: not being able to look is worth a word, not an alarm
+                self.problems = (Problem("forward-rules", "nftables", f"cannot tell whether anything drops forwarded traffic: {error}"),)
+        self.failures = failures
+        return not failures
+
+    def _unchanged(self, want: Wish) -> bool:
+        """True when nothing was written to nftables since a look found all right; the old iptables have no such number."""
+        return self._seen is not None and self._seen == (nft.generation(), want) and not iptables.read([])
+
+    def _forward(self, want: Wish) -> None:
         def default_routes() -> list[Route]:
             return [route for route in tables.routes(self.netlink, 6, table=None) if route.dst.length == 0 and route.device]
 
@@ -80,41 +114,83 @@ class Firewall:
                 raise KernelError(str(failure.change), failure.errno, failure.text)
 
         writes, lost = sysctl.turn_on_forwarding(
-            devices, [*devices.values(), BRIDGE], note=self.notes.add_sysctls, default_routes=default_routes, put_back=put_back
+            want.devices, [*want.devices.values(), BRIDGE], note=self.notes.add_sysctls, default_routes=default_routes, put_back=put_back
         )
         for write in writes:
             log.info("did %s", write)
         for route in lost:
             log.warning("the kernel dropped the default route `%s` when forwarding was turned on: put back", route)
-        self.forwarding = "on for " + " and ".join(f"IPv{family}" for family in devices)
+        self.forwarding = "on for " + " and ".join(f"IPv{family}" for family in want.devices)
 
-    def _masquerade(self, wanted: tuple[Table, ...], vni: int) -> None:
+    def _masquerade(self, want: Wish) -> bool:
+        """True when something was changed."""
         noted = self.notes.noted.nft_vnis
-        if not wanted and not noted:
-            return
-        now = (nft.generation(), wanted)
-        if now == self._seen:
-            return  # no transaction since the last look found all right
-        if self._nft is None:
-            self._nft = nft.Nft()
-        if wanted and vni not in noted:
-            self.notes.set_nft_vnis([*noted, vni])
-        for old in list(self.notes.noted.nft_vnis):
-            keep = frozenset(table.family for table in wanted) if old == vni else frozenset()
-            for command in nft.remove(self._nft, old, keep=keep):
-                log.info("did %s", command)
-        changed = [table for table in wanted if nft.ensure(self._nft, table)]
-        for table in changed:
-            log.info("did put nft table %s %s in place", table.family, table.name)
-        self.notes.set_nft_vnis([vni] if wanted else [])
-        self._seen = None if changed else now
+        if not want.tables and not noted:
+            return False
+        if want.tables and want.vni not in noted:
+            self.notes.set_nft_vnis([*noted, want.vni])
+        commands = []
+        for vni in list(self.notes.noted.nft_vnis):
+            keep = frozenset(table.family for table in want.tables) if vni == want.vni else frozenset()
+            commands += nft.remove(self._nft, vni, keep=keep)
+        commands += [f"nft table {table.family} {table.name}" for table in want.tables if nft.ensure(self._nft, table)]
+        for command in commands:
+            log.info("did %s", command)
+        self.notes.set_nft_vnis([want.vni] if want.tables else [])
+        return bool(commands)
+
+    def _open(self, want: Wish) -> bool:
+        """True when something was changed."""
+        noted = self.notes.noted.iptables_vnis
+        decision, listing = self._decide(want)
+        if decision.edits:
+            self.notes.set_iptables_vnis(sorted({*noted, want.vni}))
+            iptables.apply(decision.edits)
+            for edit in decision.edits:
+                log.info("did %s", edit)
+        stale = [vni for vni in noted if vni != want.vni or not want.overlays]
+        for vni in stale:
+            iptables.apply(removal(iptables.read(listing), vni))
+        if stale:
+            self.notes.set_iptables_vnis([vni for vni in self.notes.noted.iptables_vnis if vni not in stale])
+        self.problems = tuple(Problem("forward-drop", f"{o.family} {o.table} {o.chain}", str(o)) for o in decision.obstacles)
+        return bool(decision.edits or stale)
+
+    def _decide(self, want: Wish) -> tuple[Decision, list[Object]]:
+        if not want.overlays and not self.notes.noted.iptables_vnis:
+            return Decision(), []
+        listing = nft.forward_listing(self._nft)
+        return decide(listing, want.overlays, iptables.read(listing), vni=want.vni), listing
+
+
+def rehearse(want: Wish) -> Iterator[str]:
+    """What a first `mend()` would do now, as commands and comments, for a dry run."""
+    for key in forwarding_keys(want.devices):
+        if sysctl.read_int(key) != 1:
+            yield str(Write(key, "1"))
+    with nft.Nft() as handle:
+        for table in want.tables:
+            if not nft.present(handle, table):
+                yield from ["nft -f - <<END", *table.text.splitlines(), "END"]
+        if want.overlays:
+            listing = nft.forward_listing(handle)
+            decision = decide(listing, want.overlays, iptables.read(listing), vni=want.vni)
+            yield from (str(edit) for edit in decision.edits)
+            yield from (f"# problem: {obstacle}" for obstacle in decision.obstacles)
+
+
+def forwarding_keys(devices: Mapping[int, str]) -> list[str]:
+    return [f"net/ipv{family}/conf/all/forwarding" for family in devices]
 
 
 def undo_firewall(notes: Notes) -> Iterator[str]:
-    """Remove our nft tables and put noted sysctls back."""
-    if notes.noted.nft_vnis:
-        with nft.Nft() as handle:
-            for vni in notes.noted.nft_vnis:
-                yield from nft.remove(handle, vni)
+    """Remove our nft tables and iptables rules, and put noted sysctls back."""
+    with nft.Nft() as handle:
+        for vni in notes.noted.nft_vnis:
+            yield from nft.remove(handle, vni)
+        for vni in notes.noted.iptables_vnis:
+            edits = removal(iptables.read(nft.forward_listing(handle)), vni)
+            iptables.apply(edits)
+            yield from (str(edit) for edit in edits)
     for write in sysctl.restore(notes.noted.sysctls):
         yield str(write)

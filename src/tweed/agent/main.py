@@ -52,7 +52,11 @@ async def _main(settings: Settings, watch_kernel: bool) -> None:
     assert task is not None
 
     def cancel() -> None:
+        """Again after a second, since a library may swallow one cancellation; a second signal ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
         task.cancel()
+        loop.call_later(1.0, cancel)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, cancel)

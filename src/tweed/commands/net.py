@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from tweed.addr import format_address
 from tweed.commands import common
 from tweed.commands.common import json_option, print_json, store_option, with_store
 from tweed.errors import TweedError, UsageError
@@ -92,8 +93,8 @@ def effective(network: Network) -> dict[str, Any]:
             shown |= {
                 f"{word}Network": str(span.network),
                 f"{word}SubnetLen": span.subnet_len,
-                f"{word}SubnetMin": str(span.first),
-                f"{word}SubnetMax": str(span.last),
+                f"{word}SubnetMin": format_address(span.first.address),
+                f"{word}SubnetMax": format_address(span.last.address),
             }
     shown |= {"Backend": network.backend, "VNI": network.vni, "Port": network.port, "MTU": network.mtu or None, "Learning": network.learning}
     return shown | {"GBP": network.gbp, "DirectRouting": network.direct_routing}

@@ -154,15 +154,20 @@ def _open_program() -> tuple[Callable[[str, bool], str], Callable[[], object]]:
 # ---- what the agent asks for ------------------------------------------------------------------------------------
 
 
+def present(nft: Nft, table: Table) -> bool:
+    """True when the table is exactly as described."""
+    return table.is_in(_list_table(nft, table.family, table.name))
+
+
 def ensure(nft: Nft, table: Table) -> bool:
     """Make `table` be exactly as described. True when it was not and has been put right; a right one is not touched.
 
     Raises KernelError, also when the table still reads differently after it was written.
     """
-    if table.is_in(_list_table(nft, table.family, table.name)):
+    if present(nft, table):
         return False
     nft.apply(table.text)
-    if not table.is_in(_list_table(nft, table.family, table.name)):
+    if not present(nft, table):
         raise KernelError(
             f"nft list table {table.family} {table.name}", errno.EILSEQ, "reads differently from what was just written; is somebody else writing it?"
         )
@@ -212,6 +217,7 @@ class NftMonitor:
         self._socket = _netfilter_socket()
         try:
             self._socket.setblocking(False)
+            self._socket.bind((0, 0))  # a socket that only joins the group, and is not bound, hears nothing
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
         except OSError as error:
             self._socket.close()
