@@ -125,6 +125,9 @@ class Agent:
         self.membership = Membership(store, self.owner, self.renew_margin_s, self.on_leases)
         self.membership.see_snapshot(await store.snapshot())
         claim.check_backend_reading(self.network, self.membership.records.values())
+        if self.network.direct_routing:
+            text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"
+            self.problems["direct-routing"] = Problem("direct-routing", "network configuration", text)
         self.underlay = await self._find_underlay()
         self.check_overlap()
         await self._acquire()
@@ -301,7 +304,9 @@ class Agent:
 
     def _set_up_dataplane(self) -> None:
         self.dataplane.vteps = self.wanted_vteps()
-        self.dataplane.networks = self.networks
+        # Rows of an earlier network are ours too, until the first pass has removed them.
+        earlier = [Prefix.parse(text) for text in self.notes.noted.networks]
+        self.dataplane.networks = tuple(dict.fromkeys([*self.networks, *earlier]))
         files.remove_stale_devices(self.netlink, self.notes, keep=[v.name for v in self.dataplane.vteps])
         self.notes.add("devices", (v.name for v in self.dataplane.vteps))
         self.notes.add("networks", (str(n) for n in self.networks))
@@ -430,6 +435,8 @@ class Agent:
             self.retry_s = RETRY_S[0]
             if not self.complete:
                 log.info("ready: %d peers programmed", len(self.screened.peers))
+                self.dataplane.networks = self.networks
+                self.notes.set_networks([str(n) for n in self.networks])
             self.complete, self.reason = True, ""
 
     async def _check_configuration(self) -> None:
@@ -480,6 +487,7 @@ class Agent:
     def all_problems(self) -> list[Problem]:
         found = [*self.problems.values(), *self.firewall.problems, *self.screened.problems]
         found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
+        found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
         if self.membership is not None and self.membership.fenced:
             found.append(Problem("fenced", self.owner.node, self.membership.fenced))
         if self.membership is not None and self.membership.down_since is not None:

@@ -85,6 +85,12 @@ class Notes:
             noted += new
             self.save()
 
+    def set_networks(self, networks: list[str]) -> None:
+        """The cluster networks whose rows may stand in the kernel."""
+        if self.noted.networks != networks:
+            self.noted.networks = networks
+            self.save()
+
     def set_nft_vnis(self, vnis: list[int]) -> None:
         """The VNIs whose nft tables of ours may exist."""
         if self.noted.nft_vnis != vnis:
