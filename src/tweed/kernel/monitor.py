@@ -72,7 +72,8 @@ class Monitor:
         """Tell what has just been changed, before the next drain.
 
         It is needed because the kernel announces fdb entries, IPv6 addresses and the end of neighbours without the port of who did it.
-        All echoes of a change are queued before the call that made it returns, so the next complete drain forgets what it was told.
+        Echoes are queued before the call that made the change returns, so the next complete drain forgets what it was told; except that
+        new IPv6 addresses are announced by a work queue (addrconf_dad_work), at some later time.
         """
         for change in changes:
             self._expected.add(echo_of("new" if change.op == "replace" else "del", change.row))
@@ -87,7 +88,7 @@ class Monitor:
             try:
                 data = self._socket.recv(RECEIVE)
             except BlockingIOError:
-                self._expected.clear()
+                self._expected = {echo for echo in self._expected if isinstance(echo[1], InterfaceAddress) and echo[0] == "new"}
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -111,8 +112,12 @@ class Monitor:
                     if port not in self.own:
                         notices.append(Notice("link", op, link, port))
             elif port not in self.own:
-                rows = rtnl.decode(message, self._names)
-                notices += [Notice(KINDS[type(row)], op, row, port) for row in rows if port or echo_of(op, row) not in self._expected]
+                for row in rtnl.decode(message, self._names):
+                    echo = echo_of(op, row)
+                    if port or echo not in self._expected:
+                        notices.append(Notice(KINDS[type(row)], op, row, port))
+                    elif isinstance(row, InterfaceAddress):
+                        self._expected.discard(echo)
 
 
 def echo_of(op: str, row: Row) -> tuple[str, Row]:
