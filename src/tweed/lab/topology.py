@@ -52,6 +52,7 @@ class Outside(msgspec.Struct, frozen=True):
     address: Prefix
     mac: bytes
     port: str
+    port_mac: bytes
     container: str
     container_address: Prefix
 
@@ -108,6 +109,7 @@ def seed(pods_per_node: int | None = None, *, ipv6: bool = False) -> Topology:
         address=Prefix.parse("172.17.0.1/16"),
         mac=bytes.fromhex("0242700859b7"),
         port="veth375d278",
+        port_mac=bytes.fromhex("a67d245730ef"),
         container="box1",
         container_address=Prefix.parse("172.17.0.2/16"),
     )

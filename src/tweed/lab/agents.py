@@ -1,0 +1,108 @@
+"""The agents of a lab's nodes: started in their namespaces, waited for until every node knows every other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import tweed
+from tweed.agent.client import AgentError, call
+from tweed.config import OPTIONS
+from tweed.errors import TweedError
+from tweed.lab.processes import started
+from tweed.lab.registry import Lab, Node
+from tweed.lab.topology import UNDERLAY_DEVICE
+
+READY_S = 60.0  # for the slowest agent, counted from the last sign of progress of any
+POLL_S = 0.05
+HEALTHZ_PORT = 8081
+
+
+def command(lab: Lab, node: Node) -> list[str]:
+    """The agent's command line, as it can be typed. `nsenter`, since `ip netns exec` would hide cgroups and remount /sys."""
+    return [
+        *("nsenter", f"--net=/run/netns/{node.netns}", "--", sys.executable, "-m", "tweed", "agent"),
+        f"--config={os.devnull}",  # this machine's own settings file is not meant
+        f"--store=sqlite://{lab.directory / 'store.db'}",
+        f"--node-name={node.name}",
+        f"--iface={UNDERLAY_DEVICE}",
+        f"--run-dir={node.socket.parent}",
+        f"--state-dir={node.directory / 'state'}",
+        f"--subnet-file={node.directory / 'subnet.env'}",
+        f"--healthz-port={HEALTHZ_PORT}",
+        "--ip-masq",
+    ]
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Ours without settings that would reach the agent, and with this very tweed to be imported wherever it runs."""
+    settings = {prefix + option.name.upper().replace("-", "_") for option in OPTIONS for prefix in ("TWEED_", "FLANNELD_")} | {"NODE_NAME", "TWEED_CONFIG"}
+    return {key: value for key, value in given.items() if key not in settings} | {"PYTHONPATH": str(Path(tweed.__file__).parent.parent)}
+
+
+def start(lab: Lab, node: Node) -> subprocess.Popen[bytes]:
+    """Start the agent in a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it."""
+    node.directory.mkdir(parents=True, exist_ok=True)
+    with node.log.open("ab") as log:
+        return subprocess.Popen(
+            command(lab, node),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=node.directory,
+            env=environment(os.environ),
+            start_new_session=True,
+        )
+
+
+def last_words(node: Node) -> str:
+    """The last line of an agent's log."""
+    lines = node.log.read_text(errors="replace").strip().splitlines() if node.log.exists() else []
+    return lines[-1] if lines else "it said nothing"
+
+
+def status(node: Node) -> dict[str, Any] | None:
+    """The agent's own document, None while it does not answer."""
+    try:
+        document: dict[str, Any] = call(node.socket, "GET", "/v1/status")
+    except AgentError:
+        return None
+    return document
+
+
+def complete(document: dict[str, Any] | None, nodes: int) -> bool:
+    """Whether an agent is ready and has programmed every other node."""
+    return document is not None and document["ready"] and sum(peer["state"] == "programmed" for peer in document["peers"]) == nodes - 1
+
+
+def start_all(lab: Lab, say: Callable[[str], None]) -> tuple[Node, ...]:
+    """Start all agents at once and wait until each has programmed every other node. Returns the nodes with pids."""
+    processes = {node.name: start(lab, node) for node in lab.nodes}
+    nodes = tuple(msgspec.structs.replace(node, pid=processes[node.name].pid, started=started(processes[node.name].pid)) for node in lab.nodes)
+    waiting = {node.name: node for node in nodes}
+    deadline = time.monotonic() + READY_S
+    told = 0
+    while waiting:
+        for name, node in list(waiting.items()):
+            if (code := processes[name].poll()) is not None:
+                raise TweedError(f"the agent of {name} ended at its start (exit {code}): {last_words(node)}")
+            if complete(status(node), len(nodes)):
+                del waiting[name]
+                deadline = time.monotonic() + READY_S
+        done = len(nodes) - len(waiting)
+        if done // 10 > told // 10 and waiting:
+            say(f"  {done} of {len(nodes)} agents ready")
+            told = done
+        if waiting and time.monotonic() > deadline:
+            name, node = next(iter(waiting.items()))
+            raise TweedError(f"the agent of {name} is not ready after {READY_S:g} s: {last_words(node)}")
+        if waiting:
+            time.sleep(POLL_S + len(waiting) * POLL_S / 10)  # asking must not be what keeps them busy
+    return nodes
