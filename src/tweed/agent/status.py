@@ -99,7 +99,9 @@ def _peers(agent: Agent) -> list[dict[str, Any]]:
         programmed = agent.dataplane.peers.get(key)
         endpoints = [] if programmed is None else [e for e in programmed.endpoints if e.subnet.family in devices]
         rows = [row for e in endpoints for row in peer_rows(e, devices[e.subnet.family])]
-        state = "skipped" if programmed is None else "failed" if any(row in failed for row in rows) else "programmed" if agent.complete else "pending"
+        state = "failed" if any(row in failed for row in rows) else "programmed" if agent.complete else "pending"
+        if programmed is None:
+            state = "reserved" if record.ttl_s is None and all(e.mac is None for e in record.lease.endpoints) else "skipped"
         peers.append(
             {
                 "key": key,

@@ -57,7 +57,7 @@ def lines(d: dict[str, Any]) -> list[str]:
         out.append(f"           {r['passes']} passes, {r['repairs']} repairs since {d['started']}")
     out.append(f"pods       {d['pods']}")
     out.append(f"encryption {d['encryption']}")
-    peers = d["peers"]
+    peers = [p for p in d["peers"] if p["state"] != "reserved"]
     out.append(f"peers      {sum(p['state'] == 'programmed' for p in peers)} of {len(peers)} programmed")
     # Trouble first, so that it is not lost in a long list.
     for peer in sorted(peers, key=lambda p: p["state"] == "programmed")[:PEERS_SHOWN]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac
+from tweed.addr import Prefix, family, format_address, format_mac, is_unicast_mac
 from tweed.model import Endpoint, Junk, Lease, LeaseRecord
 
 # Addresses that no host can be reached by: loopback, multicast, reserved and broadcast.
-NO_HOSTS = tuple(Prefix.parse(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", "::/127", "ff00::/8"))
+NO_HOSTS = {4: [Prefix.parse(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")], 6: [Prefix.parse(text) for text in ("::/127", "ff00::/8")]}
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -47,6 +48,8 @@ def screen(records: Iterable[LeaseRecord], junk: Iterable[Junk], own: LeaseRecor
             continue
         good: dict[str, Endpoint] = {}
         for endpoint in record.lease.endpoints:
+            if endpoint.mac is None and record.ttl_s is None:
+                continue  # a reservation whose node has not come yet
             why = _unusable(endpoint, networks)
             if why is None:
                 usable, found = taken.rivals(endpoint, record)
@@ -74,7 +77,7 @@ def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
         return "publishes no usable VTEP MAC"
     if endpoint.public_ip is None:
         return "publishes no host address"
-    if any(prefix.contains(endpoint.public_ip) for prefix in NO_HOSTS):
+    if any(prefix.contains(endpoint.public_ip) for prefix in NO_HOSTS[family(endpoint.public_ip)]):
         return f"publishes {format_address(endpoint.public_ip)}, which no host can have"
     if same_family[0].contains(endpoint.public_ip):
         return f"publishes {format_address(endpoint.public_ip)}, an address inside the cluster network, as its host"
@@ -82,32 +85,33 @@ def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
 
 
 class _Taken:
-    """What earlier leases hold: subnets (with the lengths in use, so that a containing one is found by masking), MACs, hosts."""
+    """What earlier leases hold: subnets (none overlaps another, so sorted by their first address they are sorted by their last), MACs, hosts."""
 
     def __init__(self) -> None:
-        self.subnets: dict[Prefix, LeaseRecord] = {}
-        self.lengths: dict[int, set[int]] = {4: set(), 6: set()}
+        self.first: dict[int, list[int]] = {4: [], 6: []}
+        self.last: dict[int, list[tuple[int, LeaseRecord]]] = {4: [], 6: []}
         self.macs: dict[tuple[int, bytes], LeaseRecord] = {}
         self.hosts: dict[bytes, LeaseRecord] = {}
 
     def add(self, endpoint: Endpoint, record: LeaseRecord) -> None:
         subnet = endpoint.subnet
-        self.lengths[subnet.family].add(subnet.length)
-        self.subnets[subnet] = record
+        first = subnet.value
+        at = bisect_right(self.first[subnet.family], first)
+        self.first[subnet.family].insert(at, first)
+        self.last[subnet.family].insert(at, (first + subnet.step - 1, record))
         if endpoint.mac is not None:
             self.macs[(subnet.family, endpoint.mac)] = record
         if endpoint.public_ip is not None:
             self.hosts.setdefault(endpoint.public_ip, record)
 
     def overlapping(self, subnet: Prefix) -> LeaseRecord | None:
-        for length in self.lengths[subnet.family]:
-            if length <= subnet.length:
-                if (record := self.subnets.get(Prefix(subnet.address, length).network)) is not None:
-                    return record
-            else:  # a wider newcomer: rare, so looking through all is fine
-                for other, record in self.subnets.items():
-                    if other.length == length and subnet.contains(other):
-                        return record
+        """The one that begins last among those that begin before `subnet` ends; if that ends before it begins, so do all others."""
+        first = subnet.value
+        at = bisect_right(self.first[subnet.family], first + subnet.step - 1)
+        if at:
+            last, record = self.last[subnet.family][at - 1]
+            if last >= first:
+                return record
         return None
 
     def rivals(self, endpoint: Endpoint, record: LeaseRecord) -> tuple[bool, list[Problem]]:
