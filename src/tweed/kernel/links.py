@@ -44,7 +44,7 @@ def create_vtep(nl: Netlink, vtep: Vtep) -> None:
     operation = f"ip link add {vtep}"
     nl.request(wire.new_vtep(vtep, index_of(nl, vtep.underlay, operation)), operation)
     if vtep.family == 6:
-        # Linux ignores IFLA_AF_SPEC while it creates a device (rtnl_newlink_create), so this takes a second request.
+        # A device that is only being made has no IPv6 settings yet (EAFNOSUPPORT), so this takes a second request.
         set_link(nl, vtep.name, addrgenmode="none")
 
 
