@@ -13,30 +13,32 @@ from pathlib import Path
 
 from tweed.errors import KernelError
 from tweed.kernel.nft import find_program
-from tweed.plan.forward_rules import FORWARD, Edit, Saved
+from tweed.plan.forward_rules import ADDRESS_WORD, FORWARD, Edit, Saved
 from tweed.plan.nft import Object
+from tweed.plan.nft_chains import BaseChain, forward_hooks, made_by_iptables
 
 TIMEOUT_S = 10
 WAIT_S = 5  # for the lock of legacy iptables
 # The network namespace of the calling thread, not of the process.
 LEGACY_TABLES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
+INCOMPATIBLE = "is incompatible, use 'nft' tool"  # iptables-save's word for a table with native nft rules; then it prints none
 NAME = {4: "iptables", 6: "ip6tables"}
 
 
 def read(listing: Iterable[Object]) -> list[Saved]:
-    """The filter tables that are in force and can be read. `listing` (`kernel.nft.forward_listing`) says whether iptables-nft has one.
+    """The filter tables that are in force. `listing` (`kernel.nft.forward_listing`) says whether iptables-nft has one.
 
-    Nothing is created by looking: a table that does not exist is not asked for. A table that iptables cannot read, since
-    native nft rules were put into it, and one whose program is not installed, is left out. Raises KernelError.
+    Nothing is created by looking: a table that does not exist is not asked for. One whose program is not installed is left
+    out. Raises KernelError.
     """
-    chains = [o["chain"] for o in listing if "chain" in o]
+    listing = list(listing)
+    hooks = forward_hooks(listing)
     found = []
-    for family in (4, 6):
-        word = "ip" if family == 4 else "ip6"
-        if any((c["family"], c["table"], c["name"]) == (word, "filter", FORWARD) for c in chains):
-            found.append(_saved(family, legacy=False))
+    for family, word in ADDRESS_WORD.items():
+        if BaseChain(word, "filter", FORWARD) in hooks:
+            found.append(_saved(family, legacy=False, exact=made_by_iptables(listing, word, "filter")))
         if _has_legacy_filter(family):
-            found.append(_saved(family, legacy=True))
+            found.append(_saved(family, legacy=True, exact=True))
     return [one for one in found if one is not None]
 
 
@@ -54,14 +56,12 @@ def _has_legacy_filter(family: int) -> bool:
         return False
 
 
-def _saved(family: int, legacy: bool) -> Saved | None:
+def _saved(family: int, legacy: bool, exact: bool) -> Saved | None:
     program = _program(family, legacy)
     if program is None:
         return None
     text = _run([f"{program}-save", "-t", "filter"])
-    if "is incompatible, use 'nft' tool" in text:
-        return None
-    return Saved(program, family, legacy, text)
+    return Saved(program, family, legacy, text, exact and INCOMPATIBLE not in text)
 
 
 def _program(family: int, legacy: bool) -> str | None:

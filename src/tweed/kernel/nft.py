@@ -139,9 +139,10 @@ def _open_program() -> tuple[Callable[[str, bool], str], Callable[[], object]]:
         raise KernelError("nft", errno.ENOENT, NOTHING_INSTALLED)
 
     def run(text: str, as_json: bool) -> str:
-        command = [program, "-j", "-f", "-"] if as_json else [program, "-f", "-"]
+        # With -j, nft 1.0.6 reads what comes through -f as JSON and answers text with nothing.
+        command = [program, "-j", text] if as_json else [program, "-f", "-"]
         try:
-            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT_S)
+            done = subprocess.run(command, input="" if as_json else text, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise KernelError(f"nft {text.strip().splitlines()[0]}", errno.EIO, str(error)) from None
         if done.returncode:

@@ -47,12 +47,17 @@ class Overlay(msgspec.Struct, frozen=True):
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """What `PROGRAM-save -t filter` printed. `legacy`: written to the kernel's old tables, of which nft knows nothing."""
+    """What `PROGRAM-save -t filter` printed. `legacy`: written to the kernel's old tables, of which nft knows nothing.
+
+    `exact` False: somebody put native nft rules into the table, which iptables prints as something else. Then it is fit for
+    finding our own rules, and not for judging by.
+    """
 
     program: str
     family: int
     legacy: bool
     text: str
+    exact: bool = True
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -99,8 +104,9 @@ def decide(listing: Sequence[Object], overlays: Sequence[Overlay], saved: Sequen
     """What to change in iptables, and what stands in the way elsewhere.
 
     `listing`: nft's JSON objects of the tables with a forward chain (`kernel.nft.forward_listing`); `saved`: what iptables
-    printed (`kernel.iptables.read`). A filter FORWARD chain for which no `saved` is given counts as anybody's nft chain.
+    printed (`kernel.iptables.read`). A filter FORWARD chain for which no exact `saved` is given counts as anybody's nft chain.
     """
+    saved = [one for one in saved if one.exact]
     edits: list[Edit] = []
     obstacles: list[Obstacle] = []
     for one in saved:

@@ -105,9 +105,11 @@ def notes(have: Mapping[str, str], wanted: Iterable[Write]) -> list[Note]:
 def restoration(noted: Iterable[Note], now: Mapping[str, str]) -> list[Write]:
     """What to write so that the noted values are back. `now`: the noted keys as they read at this moment, absent when gone.
 
-    A value that is no longer what we set belongs to whoever changed it. `all` goes first, since it tramples on the others.
+    A value that is no longer what we set belongs to whoever changed it. The first note of a key stands. `all` goes first, since
+    it tramples on the others.
     """
-    still = [(k, old) for k, old in noted if k in now and now[k] == SET_TO.get(_parts(k)[2], now[k])]
+    first = {k: old for k, old in reversed(list(noted))}
+    still = [(k, old) for k, old in first.items() if k in now and now[k] == SET_TO.get(_parts(k)[2], now[k])]
     still.sort(key=lambda note: _parts(note[0])[1:] != ("all", "forwarding"))
     spread = {_parts(k)[0] for k, old in still if _parts(k)[1:] == ("all", "forwarding") and old != now[k]}
     return [Write(k, old) for k, old in still if old != now[k] or _parts(k)[0] in spread]

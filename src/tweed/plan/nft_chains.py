@@ -61,6 +61,24 @@ def table_chains(listing: Iterable[Object], family: str, table: str, path: Path)
     return {body["name"]: Chain(tuple(rules.get(body["name"], ())), body.get("policy") == "drop") for kind, body in mine if kind == "chain"}
 
 
+def made_by_iptables(listing: Iterable[Object], family: str, table: str) -> bool:
+    """False when the table holds what iptables-nft never writes: sets, maps, or a rule that looks something up in one.
+
+    iptables-nft (1.8.9) says that it cannot read some of these, and silently prints others without the lookup.
+    """
+    for entry in listing:
+        for kind, body in entry.items():
+            if kind in ("metainfo", "table", "chain") or (body["family"], body["table"]) != (family, table):
+                continue
+            if kind != "rule" or any("vmap" in e or _looks_up(e.get("match", {}).get("right")) for e in body["expr"]):
+                return False
+    return True
+
+
+def _looks_up(right: Any) -> bool:
+    return (isinstance(right, str) and right.startswith("@")) or (isinstance(right, dict) and "set" in right)
+
+
 class _Judge:
     """Says how much of `path` each expression takes. `sets`: elements of named sets and maps."""
 
