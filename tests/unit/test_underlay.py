@@ -1,0 +1,135 @@
+"""Which interface carries the overlay: flannel's order (spec/flannel.md 1.6)."""
+
+import msgspec
+import pytest
+
+from tweed.addr import Prefix, format_address, parse_address
+from tweed.errors import KernelError, UsageError
+from tweed.model import InterfaceAddress, Link, Route
+from tweed.plan.underlay import Host, NoUnderlay, Wish, choose_underlay
+
+P, A = Prefix.parse, parse_address
+
+
+def route(device: str, metric: int = 0, default: str = "0.0.0.0/0") -> Route:
+    return Route(P(default), device, metric=metric)
+
+
+HOST = Host(
+    links=(Link("lo", 1, mtu=65536), Link("ens33", 2, mtu=1500), Link("ens34", 3, mtu=9000), Link("wlan0", 4, mtu=1400)),
+    addresses=(
+        InterfaceAddress("lo", P("127.0.0.1/8"), scope=254),
+        InterfaceAddress("ens33", P("192.168.2.200/24")),
+        InterfaceAddress("ens33", P("192.168.2.250/24")),
+        InterfaceAddress("ens33", P("fe80::1/64"), scope=253),
+        InterfaceAddress("ens33", P("fd00:192::200/64")),
+        InterfaceAddress("ens34", P("169.254.3.3/16"), scope=253),
+        InterfaceAddress("ens34", P("10.1.0.5/24")),
+        InterfaceAddress("ens34", P("fe80::2/64"), scope=253),
+        InterfaceAddress("wlan0", P("172.16.0.7/24")),
+    ),
+    defaults=(route("wlan0", 600), route("ens33", 100), route("ens34", 200)),
+)
+
+
+def reach(address: bytes) -> Route:
+    return Route(Prefix(address, 32), {"10.1.0.9": "ens34", "8.8.8.8": "ens33"}[format_address(address)])
+
+
+def choose(families=(4,), host=HOST, **wish):
+    return choose_underlay(Wish(families, **wish), host, reach)
+
+
+# In flannel's order: whatever is above another wins over it.
+ORDER = [
+    ({"iface": ("ens34",)}, "ens34", "10.1.0.5", "--iface ens34"),
+    ({"iface": ("eth0", "wlan0", "ens34")}, "wlan0", "172.16.0.7", "--iface wlan0"),
+    ({"iface": ("10.1.0.5",)}, "ens34", "10.1.0.5", "--iface 10.1.0.5"),
+    ({"iface": ("ens33",), "iface_regex": ("ens34",), "can_reach": "10.1.0.9", "public_ip": None}, "ens33", "192.168.2.200", "--iface ens33"),
+    ({"iface": ("eth0",), "iface_regex": ("ens34",)}, "ens34", "10.1.0.5", "--iface-regex ens34 matches the name"),
+    ({"iface_regex": ("^172[.]16",)}, "wlan0", "172.16.0.7", "--iface-regex ^172[.]16 matches an address"),
+    ({"iface_regex": ("2",)}, "lo", "127.0.0.1", "--iface-regex 2 matches an address"),
+    ({"iface_regex": ("nothing", "^ens")}, "ens33", "192.168.2.200", "--iface-regex ^ens matches the name"),
+    ({"iface_regex": ("wlan",), "can_reach": "10.1.0.9"}, "wlan0", "172.16.0.7", "--iface-regex wlan matches the name"),
+    ({"can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "the route to 10.1.0.9"),
+    ({"iface": ("eth0",), "can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "the route to 10.1.0.9"),
+    ({"public_ip": A("172.16.0.7")}, "wlan0", "172.16.0.7", "has --public-ip 172.16.0.7"),
+    ({}, "ens33", "192.168.2.200", "the IPv4 default route"),
+]
+
+
+@pytest.mark.parametrize(("wish", "device", "local", "why"), ORDER)
+def test_flannels_order(wish, device, local, why):
+    found = choose(**wish)
+    assert (found.device, format_address(found.local), found.why) == (device, local, why)
+    assert (found.index, found.mtu) == next((link.index, link.mtu) for link in HOST.links if link.name == device)
+
+
+def test_addresses_are_matched_before_names():
+    """`ens3` of a name, `192` of an address: all addresses of all interfaces come first."""
+    host = msgspec.structs.replace(HOST, links=(Link("eth192", 9, mtu=1500), *HOST.links))
+    assert choose(host=host, iface_regex=("192",)).device == "ens33"
+
+
+def test_public_ip_beside_an_interface_is_the_address_and_not_the_choice():
+    assert choose(iface=("ens33",), public_ip=A("192.168.2.250")) == msgspec.structs.replace(choose(iface=("ens33",)), local=A("192.168.2.250"))
+
+
+def test_a_global_address_goes_before_a_link_local_one():
+    assert format_address(choose(iface=("ens34",)).local) == "10.1.0.5"
+    both = choose((4, 6), iface=("ens33",))
+    assert (format_address(both.local), format_address(both.local6)) == ("192.168.2.200", "fd00:192::200")
+
+
+def test_the_default_route_with_the_lowest_metric():
+    host = msgspec.structs.replace(HOST, defaults=(route("ens34"), *HOST.defaults))
+    assert choose(host=host).device == "ens34"
+    gone = msgspec.structs.replace(HOST, defaults=(route("ppp0"), route("wlan0", 600)))
+    assert choose(host=gone).device == "wlan0"  # a default route through a device of ours, or one that has just gone
+
+
+def test_ipv6_alone_follows_the_ipv6_default_route():
+    host = msgspec.structs.replace(HOST, defaults=(route("wlan0"), route("ens33", 1024, "::/0")))
+    found = choose((6,), host)
+    assert (found.device, found.local, format_address(found.local6), found.why) == ("ens33", None, "fd00:192::200", "the IPv6 default route")
+
+
+NONE = [
+    ({"iface": ("eth0",)}, "no interface matches --iface eth0; there are: lo, ens33, ens34, wlan0"),
+    ({"iface_regex": ("^br",), "iface": ("eth7",)}, "no interface matches --iface eth7, --iface-regex ^br; there are:"),
+    ({"public_ip": A("1.2.3.4")}, "--public-ip 1.2.3.4: no interface has this address"),
+    ({"iface": ("ens33",), "public_ip": A("1.2.3.4")}, "--public-ip 1.2.3.4 is not an address of this host"),
+    ({"families": (4, 6), "iface": ("wlan0",)}, "interface wlan0 (--iface wlan0) has no IPv6 address"),
+    ({"families": (4, 6), "public_ip6": A("fd00::9"), "iface": ("ens33",)}, "--public-ipv6 fd00::9 is not an address of this host"),
+    ({"families": (6,)}, "no default route: name the interface that reaches the other nodes with --iface"),
+]
+
+
+@pytest.mark.parametrize(("wish", "text"), NONE)
+def test_nothing_fits_yet(wish, text):
+    with pytest.raises(NoUnderlay) as caught:
+        choose(**wish)
+    assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_interface_and_no_mtu():
+    with pytest.raises(NoUnderlay, match="no default route"):
+        choose(host=Host((), (), ()))
+    with pytest.raises(NoUnderlay, match="there are: none"):
+        choose(host=Host((), (), ()), iface=("ens33",))
+    with pytest.raises(NoUnderlay, match="MTU 0"):
+        choose(host=msgspec.structs.replace(HOST, links=(Link("ens33", 2, mtu=0),)), iface=("ens33",))
+
+
+@pytest.mark.parametrize("wish", [{"iface_regex": ("(",)}, {"can_reach": "nowhere"}])
+def test_what_can_never_work_is_a_usage_error(wish):
+    with pytest.raises(UsageError):
+        choose(**wish)
+
+
+def test_an_unreachable_address_is_the_kernels_word():
+    def unreachable(address: bytes) -> Route:
+        raise KernelError("ip route get", 101, "Network is unreachable")
+
+    with pytest.raises(KernelError, match="unreachable"):
+        choose_underlay(Wish((4,), can_reach="8.8.8.8"), HOST, unreachable)
