@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
 from tests import machine
 
 # Quick ones first.
@@ -43,4 +44,4 @@ def machine_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
     os.environ.setdefault(machine.VARIABLE, os.devnull)  # marks the processes that tests start
     yield
     if found := machine.lasting_differences(before):
-        pytest.fail("after the last test this machine is not as it was before:\n  " + "\n  ".join(found), pytrace=False)
+        pytest.fail("this machine changed (+ new, - gone):\n  " + "\n  ".join(found), pytrace=False)
