@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ from tweed.agent.firewall import Firewall
 from tweed.agent.log import log
 from tweed.agent.membership import Backoff, Membership, other_macs
 from tweed.config import Settings
-from tweed.errors import KernelError, StoreUnavailable, TweedError, UsageError
+from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.monitor import Monitor, Notice
 from tweed.kernel.netlink import Netlink
@@ -35,7 +36,7 @@ from tweed.model import Endpoint, FdbEntry, InterfaceAddress, Lease, Link, Neigh
 from tweed.plan.device import SetMac, wanted_vteps
 from tweed.plan.screen import Problem, Screened, screen
 from tweed.plan.underlay import Host, NoUnderlay, Underlay, Wish, choose_underlay
-from tweed.stores import LeaseStore, open_store
+from tweed.stores import LeaseStore, Snapshot, open_store
 from tweed.wire.flannel import Network, device_name, host_overlaps, parse_network
 
 RETRY_S = (1.0, 60.0)
@@ -78,9 +79,11 @@ class Agent:
         self.wake = asyncio.Event()
         self.reasons: set[str] = set()
         self.retry_s = RETRY_S[0]
+        self.retry: asyncio.TimerHandle | None = None
         self.mac_restored: deque[float] = deque(maxlen=MAC_REWRITES[0])
         self.mac_adopted = False
         self.nft_noted = False
+        self.monitor: Monitor | None = None
         self.told: set[str] = set()
 
     @property
@@ -96,7 +99,7 @@ class Agent:
             stack.callback(self.firewall.close)
             stack.push_async_callback(self._close_store)
             if self.watch_kernel:
-                monitor = stack.enter_context(contextlib.closing(Monitor()))
+                self.monitor = monitor = stack.enter_context(contextlib.closing(Monitor()))
                 monitor.own |= {self.netlink.port, self.firewall.netlink.port}
                 loop.add_reader(monitor.fileno(), self.on_kernel, monitor)
                 stack.callback(loop.remove_reader, monitor.fileno())
@@ -123,7 +126,7 @@ class Agent:
         store = await self._open_store()
         self.network = await self._configuration(store)
         self.membership = Membership(store, self.owner, self.renew_margin_s, self.on_leases)
-        self.membership.see_snapshot(await store.snapshot())
+        self.membership.see_snapshot(await self._first_look(store))
         claim.check_backend_reading(self.network, self.membership.records.values())
         if self.network.direct_routing:
             text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"
@@ -131,7 +134,12 @@ class Agent:
         self.underlay = await self._find_underlay()
         self.check_overlap()
         await self._acquire()
-        self._set_up_dataplane()
+        async for _ in self._tries():
+            try:
+                self._set_up_dataplane()
+                break
+            except TweedError as error:
+                self._wait_for(str(error))
         follower = asyncio.create_task(self.membership.follow())
         try:
             await self._keep_right(follower)
@@ -171,7 +179,7 @@ class Agent:
                     parse_network(seed)
                     await store.set_config(seed, replace=False)
                     text = await store.config()
-            except StoreUnavailable as error:
+            except StoreError as error:
                 self._wait_for(str(error))
                 continue
             if text is not None:
@@ -180,6 +188,14 @@ class Agent:
                 self.network_text = text
                 return network
             self._wait_for(f"no network configuration in {self.settings.store}, and no file {self.settings.net_config_path}: write one with tweed net init")
+        raise AssertionError("tries never end")
+
+    async def _first_look(self, store: LeaseStore) -> Snapshot:
+        async for _ in self._tries():
+            try:
+                return await store.snapshot()
+            except StoreError as error:
+                self._wait_for(str(error))
         raise AssertionError("tries never end")
 
     # ---- where this node is ------------------------------------------------------------------------------------
@@ -232,13 +248,14 @@ class Agent:
             self.dataplane.vteps = self.wanted_vteps()
             self._write_subnet_file()
 
-    def check_overlap(self) -> None:
+    def check_overlap(self, network: Network | None = None) -> None:
         """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are."""
-        assert self.network is not None
+        network = network or self.network
+        assert network is not None
         previous = files.previous_subnet(self.settings.subnet_file)
         own = [p for p in (previous.subnet, previous.subnet6) if p is not None]
         addresses = [(a.device, a.address) for a in self._host().addresses if not any(p.contains(a.address) for p in own)]
-        if overlaps := host_overlaps(self.network, addresses, {device_name(self.network.vni, f) for f in (4, 6)}):
+        if overlaps := host_overlaps(network, addresses, {device_name(network.vni, f) for f in (4, 6)}):
             raise UsageError(overlaps[0])
 
     # ---- the lease ---------------------------------------------------------------------------------------------
@@ -370,40 +387,57 @@ class Agent:
                 return True  # an overrun: anything may have happened
 
     async def _keep_right(self, follower: asyncio.Task[None]) -> None:
+        assert self.membership is not None
+        follower.add_done_callback(lambda _: self.wake.set())
+        tick, ticked = self.settings.resync or math.inf, time.monotonic()
         while True:
-            tick = self.settings.resync or None
+            renewal = None if self.paused else self.membership.next_s
+            wait = min(ticked + tick - time.monotonic(), math.inf if renewal is None else renewal)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), tick)
+                await asyncio.wait_for(self.wake.wait(), None if wait == math.inf else max(wait, 0.0))
             self.wake.clear()
-            reasons, self.reasons = self.reasons or {"tick"}, set()
+            reasons, self.reasons = self.reasons, set()
+            if time.monotonic() >= ticked + tick:  # also when events never leave a pause as long as that
+                reasons.add("tick")
+                ticked = time.monotonic()
             if follower.done():
                 follower.result()
-            if self.paused:
-                continue
-            await self._pass(reasons)
+            if not self.paused:
+                await self._pass(reasons or {"renewal"})
 
     async def _pass(self, reasons: set[str]) -> None:
-        """One turn: publish, screen, mend, and remember how it went."""
-        assert self.membership is not None and self.network is not None
-        await self.membership.publish(self.lease())
+        """One turn: screen, mend, publish, and remember how it went."""
+        assert self.membership is not None
         if "tick" in reasons:
             await self._check_configuration()
-        self.screened = screen(self.membership.records.values(), self.membership.junk.values(), self.membership.own, self.network.backend, self.networks)
-        settled = self.complete and not self.report.failures and not self.report.device_failures
-        if settled and reasons == {"lease"}:
-            report = msgspec.structs.replace(self.dataplane.change(self.screened.peers), shadows=self.report.shadows)
-        elif settled and reasons == {"nftables"}:
-            report = await self._firewall(msgspec.structs.replace(self.report, steps=(), changes=()))
-        else:
-            self._follow_underlay()
-            self.dataplane.vteps = self.wanted_vteps()
-            self.dataplane.peers = self.screened.peers
-            report = self.dataplane.look()
-            self._watch_mac(report)
-            report = await self._firewall(report)
+        try:
+            report = await self._mend(reasons)
+            await self.membership.publish(self.lease())
+        except KernelError as error:  # a device that went between two questions, an answer that was lost
+            report = Report(device_failures={"kernel": str(error)})
         self._finish(report, reasons)
         if reasons != {"lease"}:  # never more than a quarter of a core on drift, however fast it comes
             await asyncio.sleep(min(3 * report.duration_s, 5.0))
+
+    async def _mend(self, reasons: set[str]) -> Report:
+        assert self.membership is not None and self.network is not None
+        self.screened = screen(self.membership.records.values(), self.membership.junk.values(), self.membership.own, self.network.backend, self.networks)
+        settled = self.complete and not self.report.failures and not self.report.device_failures
+        if settled and reasons == {"lease"}:
+            return msgspec.structs.replace(self.dataplane.change(self.screened.peers), shadows=self.report.shadows)
+        if settled and reasons == {"nftables"}:
+            return await self._firewall(msgspec.structs.replace(self.report, steps=(), changes=()))
+        self._follow_underlay()
+        self.dataplane.vteps = self.wanted_vteps()
+        self.dataplane.peers = self.screened.peers
+        report = self.dataplane.look()
+        self._watch_mac(report)
+        return await self._firewall(report)
+
+    def _expect(self, report: Report) -> None:
+        """Our own changes are no news; to be said before the loop reads the next notices."""
+        if self.monitor is not None:
+            self.monitor.expect(report.changes)
 
     async def _firewall(self, report: Report) -> Report:
         assert self.network is not None
@@ -429,7 +463,9 @@ class Agent:
             self.repairs += len(report.changes) + len(report.steps)
         if report.failures or report.device_failures:
             self.reason = str(next(iter(report.failures), None) or next(f"{k}: {v}" for k, v in report.device_failures.items()))
-            asyncio.get_running_loop().call_later(self.retry_s, self.look_again, "retry")
+            if self.retry is not None:
+                self.retry.cancel()  # one is enough, however many events there were meanwhile
+            self.retry = asyncio.get_running_loop().call_later(self.retry_s, self.look_again, "retry")
             self.retry_s = min(self.retry_s * 2, RETRY_S[1])
         else:
             self.retry_s = RETRY_S[0]
@@ -440,10 +476,10 @@ class Agent:
             self.complete, self.reason = True, ""
 
     async def _check_configuration(self) -> None:
-        assert self.store is not None
+        assert self.store is not None and self.membership is not None
         try:
             text = await self.store.config()
-        except StoreUnavailable:
+        except StoreError:
             return  # the watch says so already
         if text is None or text == self.network_text:
             self.problems.pop("config", None)
@@ -451,6 +487,8 @@ class Agent:
         try:
             network = parse_network(text)
             claim.check_supported(network)
+            claim.check_backend_reading(network, self.membership.records.values())
+            self.check_overlap(network)
         except UsageError as error:
             self.problems["config"] = Problem("config", self.settings.store, f"the new configuration is wrong, the old one stays in force: {error}")
             return
