@@ -68,7 +68,9 @@ class Bell:
     async def wait(self, timeout_s: float) -> bool:
         """True as soon as the file was written since the last wait, False after `timeout_s` (sooner without inotify)."""
         try:
-            await asyncio.wait_for(self.rung.wait(), timeout_s if self.watched is not None else min(timeout_s, POLL_S))
+            # Not wait_for(): until Python 3.12 it forgets a cancellation that comes together with the ring.
+            async with asyncio.timeout(timeout_s if self.watched is not None else min(timeout_s, POLL_S)):
+                await self.rung.wait()
         except TimeoutError:
             return False
         self.rung.clear()

@@ -19,11 +19,12 @@ OLDEST_SQLITE = (3, 37, 0)  # STRICT tables, RETURNING
 
 # Each entry leads from the schema of its index to the next one; PRAGMA user_version is the index of the file.
 # A row of `lease` is flannel's record plus what flannel does not keep: the owner and, twice, when it ends (see Clock; NULL: never).
-# `log` holds the same row as it was at each revision, or only the key where it was deleted.
+# `log` holds the same row as it was at each revision, or only the key where it was deleted. Revisions begin with the hour at which
+# the file was made, so that nobody takes the revisions of a file for those of another one that replaced it.
 SCHEMA = (
     """
     CREATE TABLE counter (revision INTEGER NOT NULL, compacted INTEGER NOT NULL) STRICT;
-    INSERT INTO counter VALUES (0, 0);
+    INSERT INTO counter SELECT strftime('%s') * 1000, strftime('%s') * 1000;
     CREATE TABLE config (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL) STRICT;
     CREATE TABLE lease (
         id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, value TEXT NOT NULL, revision INTEGER NOT NULL, created INTEGER NOT NULL,
@@ -81,7 +82,9 @@ class Database:
     def prepare(self, connection: sqlite3.Connection) -> None:
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old for the embedded store: install {'.'.join(map(str, OLDEST_SQLITE))} or later")
-        self.version(connection)  # before anything is written: it may be somebody else's file
+        connection.execute("BEGIN")  # the questions of version() are asked of one state of a file that others may be making now
+        current = self.version(connection)  # and before anything is written: it may be somebody else's
+        connection.execute("ROLLBACK")
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
@@ -94,7 +97,7 @@ class Database:
                 time.sleep(0.01)
         if mode != b"wal":
             raise StoreError(f"{self.path}: this file system cannot hold SQLite's write-ahead log; put the store on a local one (--store)")
-        if self.version(connection) == len(SCHEMA):
+        if current == len(SCHEMA):
             return
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -176,7 +179,7 @@ class Database:
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
                 return StoreUnavailable(f"{self.path}: cannot be written; check its permissions and whether its file system is mounted read-only")
             case sqlite3.SQLITE_CANTOPEN:
-                return StoreUnavailable(f"{self.path}: cannot be opened; check that it is a file, and the permissions of its directory")
+                return StoreUnavailable(f"{self.path}: cannot be opened; check that it is a file, in a directory that can be written (mounted read-only?)")
             case sqlite3.SQLITE_NOTADB:
                 return StoreError(f"{self.path}: not an SQLite file; name another one with --store")
             case sqlite3.SQLITE_CORRUPT:
