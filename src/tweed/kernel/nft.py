@@ -87,7 +87,7 @@ def _error(command: str, text: str) -> KernelError:
     """nft's first line without the position in our text, its errno guessed back from strerror's words."""
     first = next((line for line in text.splitlines() if "rror:" in line), text.strip().splitlines()[0] if text.strip() else "failed without a word")
     words = re.sub(r"^\S+?:\d+:[\d-]+: ", "", first).removeprefix("Error: ").removeprefix("Could not process rule: ")
-    code = next((code for known, code in ERRNO_BY_TEXT.items() if words.startswith(known)), errno.EINVAL)
+    code = next((code for known, code in ERRNO_BY_TEXT.items() if words.startswith(known) or words.endswith(known)), errno.EINVAL)
     if code == errno.EPERM:
         words = f"{os.strerror(errno.EPERM)} (CAP_NET_ADMIN is needed: run as root)"
     return KernelError(f"nft {command.strip().splitlines()[0]}", code, words)

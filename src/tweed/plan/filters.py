@@ -81,8 +81,8 @@ class Drop(msgspec.Struct, frozen=True):
 
 class _Walked(msgspec.Struct, frozen=True):
     drops: tuple[Drop, ...] = ()
-    ended: bool = False  # every packet that entered has met its verdict
-    doubt: bool = False  # perhaps every packet has
+    out: Share = Share.NOTHING  # how much comes back out, to the rule behind the jump
+    doubt: bool = False  # perhaps all of it has been accepted
 
 
 def walk(chains: Mapping[str, Chain], base: str) -> tuple[Drop, ...]:
@@ -100,35 +100,38 @@ def walk(chains: Mapping[str, Chain], base: str) -> tuple[Drop, ...]:
             seen[name, entering] = through(chains.get(name, Chain(())), name, entering)
         return seen[name, entering]
 
-    def through(chain: Chain, name: str, entering: Share) -> _Walked:
+    def through(chain: Chain, name: str, here: Share) -> _Walked:
         drops: list[Drop] = []
-        doubt = False
+        out, doubt = Share.NOTHING, False
         for rule in chain.rules:
             for outcome in rule.outcomes:
-                share = min(entering, outcome.share)
-                whole = outcome.share is Share.ALL  # nothing of what came to this rule goes on
+                share = min(here, outcome.share)
                 if share is Share.NOTHING:
                     continue
+                rest = Share.NOTHING  # how much of what the rule took comes to the next one
                 match outcome.verdict:
                     case "drop":
                         drops.append(Drop(name, rule.name, share, share is Share.ALL and not doubt))
-                        if whole:
-                            return _Walked(tuple(drops), True, doubt)
-                    case "accept" | "return" as verdict:
+                    case "accept":
                         doubt = doubt or share is Share.PERHAPS
-                        if whole:
-                            return _Walked(tuple(drops), verdict == "accept", doubt)
+                    case "return":
+                        doubt = doubt or share is Share.PERHAPS
+                        out = max(out, share)
                     case "jump" | "goto" as verdict:
                         inner = follow(outcome.target, share)
                         drops += [msgspec.structs.replace(d, certain=d.certain and not doubt) for d in inner.drops]
                         doubt = doubt or inner.doubt or (verdict == "goto" and share is Share.PERHAPS)
-                        if whole and (inner.ended or verdict == "goto"):
-                            return _Walked(tuple(drops), inner.ended, doubt)
+                        if verdict == "jump":
+                            rest = inner.out
+                        else:
+                            out = max(out, inner.out)
                     case "continue":
-                        pass
-        return _Walked(tuple(drops), False, doubt)
+                        rest = share
+                if outcome.share is Share.ALL:
+                    here = rest
+        return _Walked(tuple(drops), max(out, here), doubt)
 
     walked = follow(base, Share.ALL)
-    if walked.ended or not (base in chains and chains[base].drops):
+    if walked.out is Share.NOTHING or not (base in chains and chains[base].drops):
         return walked.drops
-    return (*walked.drops, Drop(base, None, Share.ALL, not walked.doubt))
+    return (*walked.drops, Drop(base, None, walked.out, walked.out is Share.ALL and not walked.doubt))

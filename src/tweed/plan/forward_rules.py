@@ -221,6 +221,8 @@ def _worst(drops: Sequence[Drop]) -> Drop:
 
 
 def _why(drop: Drop, describe: Callable[[str], str]) -> str:
-    if drop.rule is None:
-        return "its policy is drop" if drop.certain else "its policy is drop, and no rule that tweed can read accepts the traffic before"
-    return f"rule {describe(drop.rule)} of chain {drop.chain} drops {'it' if drop.share is Share.ALL else 'a part of it'}"
+    if drop.rule is not None:
+        return f"rule {describe(drop.rule)} of chain {drop.chain} drops {'it' if drop.share is Share.ALL else 'a part of it'}"
+    if drop.certain:
+        return "its policy is drop"
+    return "its policy is drop, and no rule that tweed can read accepts " + ("the traffic before" if drop.share is Share.ALL else "all of the traffic before")

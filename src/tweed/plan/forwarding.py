@@ -108,7 +108,7 @@ def restoration(noted: Iterable[Note], now: Mapping[str, str]) -> list[Write]:
     A value that is no longer what we set belongs to whoever changed it. The first note of a key stands. `all` goes first, since
     it tramples on the others.
     """
-    first = {k: old for k, old in reversed(list(noted))}
+    first = dict(reversed(list(noted)))
     still = [(k, old) for k, old in first.items() if k in now and now[k] == SET_TO.get(_parts(k)[2], now[k])]
     still.sort(key=lambda note: _parts(note[0])[1:] != ("all", "forwarding"))
     spread = {_parts(k)[0] for k, old in still if _parts(k)[1:] == ("all", "forwarding") and old != now[k]}
