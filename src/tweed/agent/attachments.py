@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,10 +253,13 @@ class Attachments:
 
 def announce(device: str, frames: Sequence[bytes], netns: int) -> None:
     """Send Ethernet frames from a device of that namespace. Raises KernelError."""
+    packet = run_in(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0))
     try:
-        with run_in(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)) as packet:
-            packet.bind((device, 0))
-            for frame in frames:
-                packet.send(frame)
+        packet.bind((device, 0))
+        for frame in frames:
+            packet.send(frame)
     except OSError as error:
         raise KernelError(f"announce the addresses of {device}", error.errno or 0, error.strerror or str(error)) from None
+    finally:
+        # Closing a packet socket waits for an RCU grace period (packet_release), 10 ms and more: nobody has to wait with it.
+        threading.Thread(target=packet.close, name="close-packet-socket").start()
