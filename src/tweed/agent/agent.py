@@ -424,13 +424,16 @@ class Agent:
         self.screened = screen(self.membership.records.values(), self.membership.junk.values(), self.membership.own, self.network.backend, self.networks)
         settled = self.complete and not self.report.failures and not self.report.device_failures
         if settled and reasons == {"lease"}:
-            return msgspec.structs.replace(self.dataplane.change(self.screened.peers), shadows=self.report.shadows)
+            report = self.dataplane.change(self.screened.peers)
+            self._expect(report)
+            return msgspec.structs.replace(report, shadows=self.report.shadows)
         if settled and reasons == {"nftables"}:
             return await self._firewall(msgspec.structs.replace(self.report, steps=(), changes=()))
         self._follow_underlay()
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers
         report = self.dataplane.look()
+        self._expect(report)
         self._watch_mac(report)
         return await self._firewall(report)
 
