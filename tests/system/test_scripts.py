@@ -81,8 +81,7 @@ def test_a_package_starts_and_enables_nothing() -> None:
     assert printed == [
         "setup: fetching Debian packages: tshark",
         "setup: installing them (no service is started)",
-        "setup: leaving disabled: /etc/rc2.d/S??newcomer",
-        "setup: leaving disabled: /etc/systemd/system/multi-user.target.wants/newcomer.service",
+        "setup: left disabled: newcomer newcomer.service",
         "exit 0",
         FETCHES,
         INSTALLS,

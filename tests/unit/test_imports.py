@@ -1,4 +1,4 @@
-"""Who may import whom: DESIGN.md section 2, enforced from the imports in every file under src/tweed, those inside functions too."""
+"""Who may import whom (docs/architecture.md), enforced from the imports in every file under src/tweed, those inside functions too."""
 
 from __future__ import annotations
 
