@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from tweed.agent.log import log
 from tweed.config import Settings
+from tweed.errors import KernelError
 from tweed.kernel import links
 from tweed.kernel.netlink import Netlink
 from tweed.model import Lease
@@ -76,43 +77,39 @@ class Notes:
             log.warning("%s cannot be read (%s): cleanup will not know what earlier runs changed", path, error)
             self.noted = Noted()
 
-    def save(self) -> None:
-        write_atomic(self.path, msgspec.json.encode(self.noted).decode(), 0o600)
+    def save(self, **changed: list[Any]) -> None:
+        """Write it down, then know it. Raises KernelError where the file cannot be written: what is not noted must not be done."""
+        noted = msgspec.structs.replace(self.noted, **changed)
+        if noted == self.noted:
+            return
+        try:
+            write_atomic(self.path, msgspec.json.encode(noted).decode(), 0o600)
+        except OSError as error:
+            raise KernelError(f"write {self.path}", error.errno or 0, error.strerror or str(error)) from None
+        self.noted = noted
 
     def add(self, field: Literal["devices", "networks", "files"], names: Iterable[str]) -> None:
-        noted = getattr(self.noted, field)
-        if new := [name for name in names if name not in noted]:
-            noted += new
-            self.save()
+        self.save(**{field: list(dict.fromkeys([*getattr(self.noted, field), *names]))})
 
     def set_networks(self, networks: list[str]) -> None:
         """The cluster networks whose rows may stand in the kernel."""
-        if self.noted.networks != networks:
-            self.noted.networks = networks
-            self.save()
+        self.save(networks=networks)
 
     def set_nft_vnis(self, vnis: list[int]) -> None:
         """The VNIs whose nft tables of ours may exist."""
-        if self.noted.nft_vnis != vnis:
-            self.noted.nft_vnis = vnis
-            self.save()
+        self.save(nft_vnis=vnis)
 
     def set_iptables_vnis(self, vnis: list[int]) -> None:
         """The VNIs whose accept rules of ours may stand in iptables."""
-        if self.noted.iptables_vnis != vnis:
-            self.noted.iptables_vnis = vnis
-            self.save()
+        self.save(iptables_vnis=vnis)
 
     def forget_device(self, name: str) -> None:
-        self.noted.devices.remove(name)
-        self.save()
+        self.save(devices=[device for device in self.noted.devices if device != name])
 
     def add_sysctls(self, changes: Sequence[tuple[str, str]]) -> None:
         """The first note of a key stands: it is the value that was there before any agent."""
         known = {key for key, _ in self.noted.sysctls}
-        if new := [(key, old) for key, old in changes if key not in known]:
-            self.noted.sysctls += new
-            self.save()
+        self.save(sysctls=[*self.noted.sysctls, *((key, old) for key, old in changes if key not in known)])
 
 
 def remove_stale_devices(netlink: Netlink, notes: Notes, keep: Sequence[str]) -> None:

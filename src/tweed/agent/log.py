@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 
 log = logging.getLogger("tweed")
 REPEAT_S = 60.0
+SEEN_MAX = 1000  # texts that are remembered, whatever the failures say
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Once(logging.Filter):
@@ -25,8 +28,9 @@ class Once(logging.Filter):
         if now - last < REPEAT_S:
             self.seen[text] = (last, held + 1)
             return False
-        if len(self.seen) > 1000:  # bounded, whatever the failures say
-            self.seen = {t: (at, n) for t, (at, n) in self.seen.items() if now - at < REPEAT_S}
+        self.seen.pop(text, None)
+        if len(self.seen) == SEEN_MAX:
+            del self.seen[next(iter(self.seen))]  # the one that was said the longest time ago
         self.seen[text] = (now, 0)
         if held:
             record.msg, record.args = f"{text} ({held} times more in the last {now - last:.0f} s)", ()
@@ -34,7 +38,7 @@ class Once(logging.Filter):
 
 
 class OneLine(logging.Formatter):
-    """ISO time in UTC; line breaks in foreign text cannot forge a second line."""
+    """ISO time in UTC; line breaks and escape sequences in foreign text cannot forge a line or paint the terminal."""
 
     converter = staticmethod(time.gmtime)
 
@@ -42,7 +46,7 @@ class OneLine(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", " | ")
+        return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record).replace("\n", " | "))
 
 
 def start_logging(level: int = logging.INFO) -> None:

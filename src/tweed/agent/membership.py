@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tweed.addr import Prefix
 from tweed.agent.log import log
-from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
+from tweed.errors import Compacted, Conflict, StoreError
 from tweed.model import Junk, Lease, LeaseRecord, Owner
 from tweed.stores import TTL_S, Event, LeaseStore, Snapshot
 
@@ -48,8 +48,9 @@ class Membership:
         self.revision = 0
         self.fenced = ""
         self.down_since: float | None = None
+        self.down_at = 0.0
         self.down_why = ""
-        self.synced = False
+        self.failed = False
 
     # ---- following -------------------------------------------------------------------------------------------
 
@@ -60,9 +61,9 @@ class Membership:
             try:
                 snapshot = await self.store.snapshot()
                 self.see_snapshot(snapshot)
-                backoff.reset()
                 async for events in self.store.watch(snapshot.revision):
                     self.see_events(events)
+                    backoff.reset()
             except Compacted:
                 log.info("the store no longer keeps the changes since revision %d: reading all leases again", self.revision)
             except StoreError as error:
@@ -74,13 +75,15 @@ class Membership:
         self.records = {record.key: record for record in snapshot.records}
         self.junk = {junk.key: junk for junk in snapshot.junk}
         self.revision = snapshot.revision
-        self.synced = True
         self.woke(None)
 
     def see_events(self, events: tuple[Event, ...]) -> None:
         self.found()
         for event in events:
-            self.records.pop(event.key, None)
+            known = self.records.pop(event.key, None)
+            if known is not None and known.revision > event.revision:
+                self.records[event.key] = known  # written by ourselves since, and told of later
+                continue
             self.junk.pop(event.key, None)
             if event.record is not None:
                 self.records[event.key] = event.record
@@ -91,13 +94,13 @@ class Membership:
 
     def lost(self, error: StoreError) -> None:
         if self.down_since is None:
-            self.down_since = time.time()
+            self.down_since, self.down_at = time.time(), boottime()
         self.down_why = str(error)
         log.warning("the store does not answer: %s; forwarding goes on with what is programmed", error)
 
     def found(self) -> None:
         if self.down_since is not None:
-            log.info("the store answers again after %.0f s", time.time() - self.down_since)
+            log.info("the store answers again after %.0f s", boottime() - self.down_at)
             self.down_since, self.down_why = None, ""
 
     # ---- the own lease ---------------------------------------------------------------------------------------
@@ -120,42 +123,76 @@ class Membership:
         self.records[record.key] = record
 
     async def publish(self, lease: Lease) -> None:
-        """Make the store say `lease` for this node: create it again where it expired, correct it, renew it in time.
+        """Make the store say `lease` for this node: create it again where it is gone, correct it, renew it in time.
 
-        Another owner under our key fences this node: it stops writing and says so; what is programmed stays.
+        Somebody else under our key fences this node: it stops writing and says so; what is programmed stays.
         """
         if self.own is None or self.fenced:
             return
+        self.failed = False
         now = self.own_now
+        if (other := self._usurper(now, lease)) or self.own.key in self.junk:
+            self.fence(other or "something that is no lease")
+            return
         try:
-            if now is None and self.synced:
+            if now is None:
                 log.warning("lease %s is gone from the store: claiming it again", lease)
                 self.hold(await self.store.create(lease, self.owner, None if self.own.ttl_s is None else TTL_S))
-            elif now is not None and now.owner is not None and now.owner.node != self.owner.node:
-                self.fence(now)
-            elif now is not None and (now.lease != lease or now.owner != self.owner or self.due):
+            elif now.lease != lease or now.owner != self.owner or self.due:
                 self.hold(await self.store.update(now, lease, self.owner, TTL_S))
                 log.info("lease %s renewed in the store", lease)
-            elif now is not None and now.revision != self.own.revision:
-                self.hold(now)
+            else:
+                if now.revision != self.own.revision:
+                    self.hold(now)
+                return
+            self.found()
         except Conflict:
-            snapshot = await self.store.snapshot()
-            self.see_snapshot(snapshot)
-        except StoreUnavailable as error:
+            await self._read_again()
+        except StoreError as error:
+            self.failed = True
             self.lost(error)
+
+    async def _read_again(self) -> None:
+        try:
+            self.see_snapshot(await self.store.snapshot())
+        except StoreError as error:
+            self.failed = True
+            self.lost(error)
+
+    def _usurper(self, now: LeaseRecord | None, lease: Lease) -> str:
+        """Who else has written our key, "" when it was nobody. Our own name is no proof: cloned machines share it."""
+        assert self.own is not None
+        if now is None or now.revision <= self.own.revision:
+            return ""
+        hosts = {None, *(e.public_ip for e in lease.endpoints), *(e.public_ip for e in self.own.lease.endpoints)}
+        elsewhere = any(e.public_ip not in hosts for e in now.lease.endpoints)
+        if now.owner is None:
+            return "a node that keeps no owner record" if elsewhere else ""
+        if now.owner.node != self.owner.node:
+            return now.owner.node
+        return f"another machine named {now.owner.node}" if elsewhere or now.owner.boot_id != self.owner.boot_id else ""
+
+    @property
+    def next_s(self) -> float | None:
+        """Seconds until `publish` has something to do though nothing happens: the renewal, or another try. None: never."""
+        if self.own is None or self.fenced:
+            return None
+        if self.failed:
+            return BACKOFF_S[1]
+        left = self.expires_in_s
+        return None if left is None else max(left - self.renew_margin_s, 0.0) + 0.001
 
     @property
     def due(self) -> bool:
         left = self.expires_in_s
         return left is not None and left < self.renew_margin_s
 
-    def fence(self, record: LeaseRecord) -> None:
-        other = record.owner.node if record.owner else "a node without an owner record"
+    def fence(self, other: str) -> None:
+        assert self.own is not None
         self.fenced = (
-            f"lease {record.lease} now belongs to {other}: this node no longer writes it and takes no new attachments; "
+            f"lease {self.own.lease} now belongs to {other}: this node no longer writes it and takes no new attachments; "
             "existing pods keep their connections; restart the agent to get another subnet"
         )
-        log.error("%s", self.fenced)
 
 
 def other_macs(records: dict[str, LeaseRecord], own_key: str | None, family: int) -> set[bytes]:

@@ -1,0 +1,357 @@
+"""A node's place in the store: what it writes when, whom it gives way to, and what it says."""
+
+import asyncio
+import logging
+
+import msgspec
+import pytest
+
+from tweed.addr import Prefix, parse_address, parse_mac
+from tweed.agent import membership as module
+from tweed.agent.membership import Membership, other_macs, other_subnets
+from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
+from tweed.model import Endpoint, Junk, Lease, LeaseRecord, Owner
+from tweed.stores import TTL_S, Event, Snapshot
+
+ME, OTHER, MY_CLONE = Owner("a", "boot"), Owner("b", "boot"), Owner("a", "another boot")
+MARGIN_S = 3600.0
+
+
+def lease(number: int = 1, host: str = "192.168.2.1", mac: str = "02:00:00:00:00:01") -> Lease:
+    return Lease(Endpoint(Prefix.parse(f"10.244.{number}.0/24"), parse_address(host), parse_mac(mac), 1))
+
+
+MINE = lease()
+
+
+class Memory:
+    """A lease store in a dict, which can be away, and which remembers what it was asked to write."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.records: dict[str, LeaseRecord] = {}
+        self.junk: tuple[Junk, ...] = ()
+        self.revision = 0
+        self.away: StoreError | None = None
+        self.writes: list[str] = []
+        self.snapshots = 0
+        self.events: asyncio.Queue[tuple[Event, ...] | StoreError] = asyncio.Queue()
+
+    def check(self) -> None:
+        if self.away is not None:
+            raise self.away
+
+    def put(self, lease: Lease, owner: Owner | None, ttl_s: float | None = TTL_S) -> LeaseRecord:
+        self.revision += 1
+        created = self.records[lease.key].created if lease.key in self.records else self.revision
+        self.records[lease.key] = record = LeaseRecord(lease, owner, self.revision, created, ttl_s)
+        return record
+
+    async def snapshot(self) -> Snapshot:
+        self.check()
+        self.snapshots += 1
+        return Snapshot(self.revision, tuple(self.records.values()), self.junk)
+
+    async def create(self, lease: Lease, owner: Owner | None, ttl_s: float | None = TTL_S) -> LeaseRecord:
+        self.check()
+        if lease.key in self.records or any(j.key == lease.key for j in self.junk):
+            raise Conflict("exists")
+        self.writes.append("create")
+        return self.put(lease, owner, ttl_s)
+
+    async def update(self, record: LeaseRecord, lease: Lease, owner: Owner, ttl_s: float = TTL_S) -> LeaseRecord:
+        self.check()
+        if (now := self.records.get(record.key)) is None or now.revision != record.revision:
+            raise Conflict("changed")
+        self.writes.append("update")
+        return self.put(lease, owner, None if now.ttl_s is None else ttl_s)
+
+    async def watch(self, revision: int):
+        while True:
+            event = await self.events.get()
+            if isinstance(event, StoreError):
+                raise event
+            yield event
+
+
+class Place:
+    """A membership over a `Memory`; `woken` counts, `lines` are the log's."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.store = Memory()
+        self.woken: list[set[str] | None] = []
+        self.membership = Membership(self.store, ME, MARGIN_S, self.woken.append)
+        self.caplog = caplog
+
+    async def join(self, ttl_s: float | None = TTL_S) -> None:
+        self.membership.hold(self.store.put(MINE, ME, ttl_s))
+        self.membership.see_snapshot(await self.store.snapshot())
+
+    async def see(self) -> None:
+        self.membership.see_snapshot(await self.store.snapshot())
+
+    @property
+    def lines(self) -> list[str]:
+        return [record.getMessage() for record in self.caplog.records]
+
+
+@pytest.fixture
+def place(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Place:
+    caplog.set_level(logging.INFO, logger="tweed")
+    monkeypatch.setattr(module.log, "propagate", True)  # start_logging, if a test called it, turned that off
+    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.01))
+    return Place(caplog)
+
+
+# ---- the own lease ------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_written_and_nothing_said_while_all_is_right(place: Place):
+    await place.join()
+    for _ in range(3):
+        await place.membership.publish(MINE)
+    assert (place.store.writes, place.lines) == ([], [])
+
+
+async def test_before_there_is_a_lease_there_is_nothing_to_publish(place: Place):
+    await place.membership.publish(MINE)
+    assert place.store.writes == [] and place.membership.next_s is None
+
+
+@pytest.mark.parametrize("changed", [lease(host="192.168.2.9"), lease(mac="02:00:00:00:00:99")])
+async def test_a_new_address_or_mac_is_written(place: Place, changed: Lease):
+    await place.join()
+    await place.membership.publish(changed)
+    await place.membership.publish(changed)
+    assert place.store.writes == ["update"]
+    assert place.store.records[MINE.key].lease == changed == place.membership.own.lease
+
+
+async def test_the_lease_of_an_earlier_boot_is_signed_anew(place: Place):
+    place.membership.hold(place.store.put(MINE, MY_CLONE))
+    await place.see()
+    await place.membership.publish(MINE)
+    assert place.store.records[MINE.key].owner == ME
+
+
+async def test_it_is_renewed_when_the_margin_is_left_and_not_before(place: Place):
+    await place.join(MARGIN_S + 5)
+    await place.membership.publish(MINE)
+    assert place.store.writes == [] and 0 < place.membership.next_s < 6
+    await place.join(MARGIN_S - 5)
+    assert place.membership.next_s < 0.1
+    await place.membership.publish(MINE)
+    assert place.store.writes == ["update"] and place.store.records[MINE.key].ttl_s == TTL_S
+    assert TTL_S - MARGIN_S - 5 < place.membership.next_s < TTL_S
+    assert place.lines == ["lease 10.244.1.0/24 renewed in the store"]
+
+
+async def test_a_reservation_is_never_renewed(place: Place):
+    await place.join(None)
+    await place.membership.publish(MINE)
+    assert (place.store.writes, place.membership.next_s, place.membership.expires_in_s) == ([], None, None)
+
+
+async def test_a_lease_that_is_gone_is_claimed_again(place: Place):
+    for ttl_s in (TTL_S, None):
+        await place.join(ttl_s)
+        place.store.records.clear()
+        await place.see()
+        await place.membership.publish(MINE)
+        assert place.store.records[MINE.key].ttl_s == ttl_s  # a reservation stays one
+    assert place.store.writes == ["create", "create"]
+    assert "claiming it again" in place.lines[0]
+
+
+async def test_a_conflict_is_looked_at_again_and_settled(place: Place):
+    await place.join()
+    place.store.put(MINE, ME, 10.0)  # somebody wrote the very same: an operator, or we before a lost answer
+    await place.membership.publish(lease(host="192.168.2.9"))
+    assert place.store.writes == [] and place.woken[-1] is None
+    await place.membership.publish(lease(host="192.168.2.9"))
+    assert place.store.writes == ["update"]
+
+
+async def test_a_conflict_while_the_store_goes_away_is_no_crash(place: Place):
+    await place.join()
+    await place.store.create(lease(2), OTHER)
+    place.store.put(MINE, ME)
+
+    async def gone(*_):
+        place.store.away = StoreUnavailable("gone")
+        raise Conflict("changed")
+
+    place.store.update = gone
+    await place.membership.publish(lease(host="192.168.2.9"))
+    assert place.membership.down_why == "gone" and place.membership.next_s == 0.01
+
+
+# ---- somebody else under our key -----------------------------------------------------------------------------------
+
+
+USURPERS = [
+    (lease(host="192.168.2.2"), OTHER, "b:"),
+    (MINE, OTHER, "b:"),
+    (lease(host="192.168.2.2"), None, "a node that keeps no owner record"),
+    (lease(host="192.168.2.2"), ME, "another machine named a"),
+    (MINE, MY_CLONE, "another machine named a"),
+]
+
+
+@pytest.mark.parametrize(("theirs", "owner", "who"), USURPERS)
+async def test_somebody_else_under_our_key_fences_us(place: Place, theirs: Lease, owner: Owner | None, who: str):
+    """Fighting over a record would make both nodes' peers flap; the one that notices gives way, and says so."""
+    await place.join()
+    place.store.put(theirs, owner)
+    await place.see()
+    for _ in range(3):
+        await place.membership.publish(MINE)
+    assert place.store.writes == []
+    assert "lease 10.244.1.0/24 now belongs to" in place.membership.fenced and who in place.membership.fenced
+    assert place.membership.next_s is None
+
+
+async def test_our_own_lease_written_by_hand_without_owner_is_taken_back(place: Place):
+    await place.join()
+    place.store.put(MINE, None)
+    await place.see()
+    await place.membership.publish(MINE)
+    assert place.store.records[MINE.key].owner == ME and not place.membership.fenced
+
+
+async def test_our_new_address_is_no_usurper(place: Place):
+    await place.join()
+    await place.membership.publish(lease(host="192.168.2.7"))
+    await place.see()
+    await place.membership.publish(lease(host="192.168.2.7"))
+    assert not place.membership.fenced and place.store.writes == ["update"]
+
+
+async def test_junk_under_our_key_fences_us_instead_of_going_round_for_ever(place: Place):
+    await place.join()
+    place.store.records.clear()
+    place.store.junk = (Junk(MINE.key, "not JSON"),)
+    await place.see()
+    await place.membership.publish(MINE)
+    assert "something that is no lease" in place.membership.fenced
+    assert place.store.snapshots == 2
+
+
+# ---- a store that is away -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("locked"), StoreError("not an SQLite file")])
+async def test_a_store_that_cannot_be_written_is_tried_again(place: Place, error: StoreError):
+    await place.join(MARGIN_S - 5)
+    place.store.away = error
+    await place.membership.publish(MINE)
+    m = place.membership
+    assert m.down_since is not None and m.down_why == str(error) and m.next_s == 0.01
+    place.store.away = None
+    await m.publish(MINE)
+    assert m.down_since is None and place.store.writes == ["update"] and m.next_s > 1
+    assert [line.split(":")[0] for line in place.lines] == [
+        "the store does not answer",
+        "lease 10.244.1.0/24 renewed in the store",
+        "the store answers again after 0 s",
+    ]
+
+
+async def until(condition) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("never")
+
+
+async def following(place: Place, error: StoreError) -> None:
+    """While the store is away all records stay known, and afterwards they are as the store has them."""
+    await place.join()
+    place.store.put(lease(2), OTHER)
+    m = place.membership
+    task = asyncio.create_task(m.follow())
+    try:
+        await until(lambda: len(m.records) == 2)
+        place.store.away = error
+        place.store.events.put_nowait(error)
+        await until(lambda: m.down_since is not None)
+        since = m.down_since
+        await asyncio.sleep(0.02)
+        assert len(m.records) == 2 and m.down_since == since
+        del place.store.records[lease(2).key]
+        place.store.away = None
+        await until(lambda: len(m.records) == 1)
+        assert m.down_since is None
+        assert sum("answers again" in line for line in place.lines) == 1
+    finally:
+        task.cancel()
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no such file"), StoreError("not an SQLite file")])
+async def test_following_through_an_absence(place: Place, error: StoreError):
+    await following(place, error)
+
+
+async def test_events_in_order_of_revision(place: Place):
+    await place.join()
+    m = place.membership
+    second, third = LeaseRecord(lease(2), OTHER, 5, 5, 9.0), LeaseRecord(lease(3), OTHER, 6, 6, 9.0)
+    m.see_events((Event(5, second.key, second), Event(6, third.key, third)))
+    assert (set(m.records), m.revision, place.woken[-1]) == ({MINE.key, second.key, third.key}, 6, {second.key, third.key})
+    m.see_events((Event(7, second.key), Event(8, third.key, junk=Junk(third.key, "overwritten"))))
+    assert set(m.records) == {MINE.key} and set(m.junk) == {third.key}
+    m.see_events((Event(9, third.key, msgspec.structs.replace(third, revision=9)),))
+    assert set(m.records) == {MINE.key, third.key} and m.junk == {}
+
+
+async def test_old_news_of_our_own_lease_does_not_undo_what_we_wrote_since(place: Place):
+    await place.join()
+    old = place.membership.own
+    await place.membership.publish(lease(host="192.168.2.9"))
+    place.membership.see_events((Event(old.revision, old.key, old),))
+    assert place.membership.own_now.lease == lease(host="192.168.2.9")
+    await place.membership.publish(lease(host="192.168.2.9"))
+    assert place.store.writes == ["update"]
+
+
+async def test_a_compacted_watch_takes_a_new_snapshot(place: Place):
+    await place.join()
+    task = asyncio.create_task(place.membership.follow())
+    try:
+        await until(lambda: place.store.snapshots == 2)
+        place.store.put(lease(2), OTHER)
+        place.store.events.put_nowait(Compacted("revision 1 is gone"))
+        await until(lambda: len(place.membership.records) == 2)
+        assert place.membership.down_since is None
+    finally:
+        task.cancel()
+
+
+async def test_a_watch_that_breaks_at_once_is_not_reopened_at_full_speed(place: Place, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 5.0))
+    await place.join()
+
+    async def broken(revision: int):
+        raise StoreUnavailable("no watches here")
+        yield
+
+    place.store.watch = broken
+    task = asyncio.create_task(place.membership.follow())
+    try:
+        await until(lambda: place.store.snapshots >= 5)
+        await asyncio.sleep(0.05)
+        assert place.store.snapshots < 15
+    finally:
+        task.cancel()
+
+
+# ---- what others have ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_others():
+    records = {r.key: r for r in (LeaseRecord(lease(1), ME, 1, 1), LeaseRecord(lease(2, mac="02:00:00:00:00:02"), OTHER, 2, 2))}
+    assert other_macs(records, MINE.key, 4) == {parse_mac("02:00:00:00:00:02")}
+    assert other_macs(records, MINE.key, 6) == set()
+    assert other_subnets(records, MINE.key) == [Prefix.parse("10.244.2.0/24")]
+    assert len(other_macs(records, None, 4)) == 2
