@@ -263,6 +263,22 @@ async def test_over_a_reboot_the_wall_clock_counts(open_one):
     assert [str(r.lease) for r in (await again.snapshot()).records] == ["10.244.3.0/24", "10.244.4.0/24"]
 
 
+async def test_no_statement_but_the_snapshot_walks_over_all_leases(open_one):
+    store = open_one(FakeClock())
+    statements = []
+    store.database.open().set_trace_callback(statements.append)
+    record = await store.create(lease(), ME)
+    await store.delete(await store.update(record, lease(), ME))
+    assert await anext(aiter(store.watch(record.revision)))
+    await store.run(store.sweep_if_due)
+    store.database.open().set_trace_callback(None)
+    asked = [s for s in statements if s.startswith(("SELECT", "UPDATE", "DELETE", "INSERT", "REPLACE"))]
+    assert len(asked) > 10
+    plans = [row[3].decode() for s in asked for row in store.database.open().execute(f"EXPLAIN QUERY PLAN {s}")]
+    assert {p.split(" ")[1] for p in plans if p.startswith("SCAN")} <= {"counter", "CONSTANT", "sqlite_master"}
+    assert any("lease_ends_boottime" in p for p in plans)
+
+
 # ---- the file -----------------------------------------------------------------------------------------------------
 
 

@@ -232,7 +232,7 @@ class SqliteStore:
         return {"boot_id": self.clock.boot_id, "boottime": self.clock.boottime(), "wall": self.clock.wall()}
 
     def sweep(self, connection: sqlite3.Connection) -> None:
-        for (row_id,) in connection.execute(f"SELECT id FROM lease WHERE {DUE} ORDER BY key", self.now()).fetchall():
+        for (row_id,) in connection.execute(f"SELECT id FROM lease WHERE {DUE}", self.now()).fetchall():
             self.drop(connection, row_id)
 
     def sweep_if_due(self) -> None:
