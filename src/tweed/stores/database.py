@@ -19,7 +19,7 @@ OLDEST_SQLITE = (3, 37, 0)  # STRICT tables, RETURNING
 
 # Each entry leads from the schema of its index to the next one; PRAGMA user_version is the index of the file.
 # A row of `lease` is flannel's record plus what flannel does not keep: the owner and, twice, when it ends (see Clock; NULL: never).
-# `log` holds the same row as it was at each revision, or only the key where it was deleted. Revisions begin with the hour at which
+# `log` holds the same row as it was at each revision, or only the key where it was deleted. Revisions begin with the time at which
 # the file was made, so that nobody takes the revisions of a file for those of another one that replaced it.
 SCHEMA = (
     """
