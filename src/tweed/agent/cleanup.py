@@ -18,7 +18,7 @@ from tweed.config import Settings
 from tweed.errors import TweedError
 from tweed.kernel import links, tables
 from tweed.kernel.netlink import Netlink
-from tweed.model import PROTOCOL, Change
+from tweed.model import PROTOCOL, Change, Endpoint, Lease
 from tweed.stores import LeaseStore, open_store
 
 STOP_S = 10.0
@@ -84,7 +84,7 @@ def _routes(netlink: Netlink, networks: list[Prefix]) -> Iterator[str]:
 
 
 def _release(settings: Settings) -> str | None:
-    """Give the node's lease back: the one with its name and the subnet of its subnet.env."""
+    """Give the node's lease back: the one with its name and the subnet of its subnet.env. A reservation stays one, for whoever has the address."""
     previous = files.previous_subnet(settings.subnet_file)
     path = settings.store.removeprefix("sqlite://")
     if not previous.subnets or (path != settings.store and not Path(path).exists()):
@@ -94,9 +94,14 @@ def _release(settings: Settings) -> str | None:
         try:
             for record in (await store.snapshot()).records:
                 named = record.owner is not None and record.owner.node == settings.node_name
-                if named and any(e.subnet in previous.subnets for e in record.lease.endpoints):
-                    await store.delete(record)
+                if not named or not any(e.subnet in previous.subnets for e in record.lease.endpoints):
+                    continue
+                await store.delete(record)
+                if record.ttl_s is not None:
                     return f"released lease {record.lease}"
+                v4, v6 = (e and Endpoint(e.subnet, e.public_ip) for e in (record.lease.v4, record.lease.v6))
+                await store.create(Lease(v4, v6, record.lease.backend), None, None)
+                return f"released lease {record.lease}, its reservation stays"
             return None
         finally:
             await store.close()

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from tweed.commands.common import agent_flags
 from tweed.config import load
 
 
@@ -17,11 +18,12 @@ from tweed.config import load
 def cleanup(keep_lease: bool, words: tuple[str, ...]) -> None:
     """Remove everything tweed ever made on this node and nothing else, and release its lease.
 
-    A running agent is told to end first. WORDS: the agent's own flags (--run-dir, --state-dir, --store …) where it was given any.
+    A running agent is told to end first. WORDS: the agent's own flags (--run-dir, --state-dir, --store …) where it was given any;
+    those of a lab's node are known.
     """
     from tweed.agent.cleanup import clean
 
-    settings, _ = load(words, os.environ, socket.gethostname())
+    settings, _ = load([*agent_flags(), *words], os.environ, socket.gethostname())
     found = False
     for line in clean(settings, keep_lease=keep_lease):
         found = True

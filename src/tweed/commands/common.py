@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from tweed.config import DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, SOCKET_NAME
+from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, load
 from tweed.stores import LeaseStore, open_store
 
 T = TypeVar("T")
@@ -28,9 +29,24 @@ def agent_socket(given: Path | None) -> Path:
         return given
     if text := os.environ.get("TWEED_SOCKET"):
         return Path(text)
-    from tweed.lab.registry import socket_for_netns
+    from tweed.lab.registry import node_for_netns
 
-    return socket_for_netns(os.stat("/proc/self/ns/net").st_ino) or DEFAULT_RUN_DIR / SOCKET_NAME
+    found = node_for_netns(own_netns())
+    return found[1].socket if found is not None else DEFAULT_RUN_DIR / SOCKET_NAME
+
+
+def own_netns() -> int:
+    """The inode of the network namespace that this command runs in."""
+    return os.stat("/proc/self/ns/net").st_ino
+
+
+def agent_flags() -> list[str]:
+    """The flags that this namespace's agent was started with, where it is a lab's node; none elsewhere."""
+    from tweed.lab.agents import flags
+    from tweed.lab.registry import node_for_netns
+
+    found = node_for_netns(own_netns())
+    return flags(*found) if found is not None else []
 
 
 def store_url(given: str | None) -> str:
@@ -42,7 +58,7 @@ def store_url(given: str | None) -> str:
     try:
         return str(call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["url"])
     except AgentError:
-        return f"sqlite://{DEFAULT_STATE_DIR}/store.db"
+        return load(agent_flags(), os.environ, socket.gethostname())[0].store
 
 
 def with_store(url: str, use: Callable[[LeaseStore], Coroutine[Any, Any, T]]) -> T:
@@ -62,6 +78,3 @@ def print_json(value: Any) -> None:
     """Indented for a person's terminal, one line in a pipe: JSON either way."""
     data = msgspec.json.encode(value)
     click.echo(msgspec.json.format(data, indent=2).decode() if sys.stdout.isatty() else data.decode())
-
-
-Use = Callable[[LeaseStore], Awaitable[T]]

@@ -29,6 +29,13 @@ def command(lab: Lab, node: Node) -> list[str]:
     """The agent's command line, as it can be typed. `nsenter`, since `ip netns exec` would hide cgroups and remount /sys."""
     return [
         *("nsenter", f"--net=/run/netns/{node.netns}", "--", sys.executable, "-m", "tweed", "agent"),
+        *flags(lab, node),
+    ]
+
+
+def flags(lab: Lab, node: Node) -> list[str]:
+    """The agent's own flags, which `tweed cleanup` in the node's namespace needs too."""
+    return [
         f"--config={os.devnull}",  # this machine's own settings file is not meant
         f"--store=sqlite://{lab.directory / 'store.db'}",
         f"--node-name={node.name}",

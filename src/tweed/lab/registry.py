@@ -138,14 +138,14 @@ def read_namespaces(name: str) -> dict[str, int]:
     return {netns: int(inode) for netns, _, inode in (line.partition(" ") for line in lines)}
 
 
-def socket_for_netns(inode: int) -> Path | None:
-    """The socket of the lab agent whose node has this network namespace, None when it is no lab's node."""
+def node_for_netns(inode: int) -> tuple[Lab, Node] | None:
+    """The lab's node that has this network namespace, None when it is no lab's node."""
     for name in names():
         with contextlib.suppress(TweedError):
             lab = read(name)
             for node in lab.nodes if lab is not None else ():
-                if node.inode == inode:
-                    return node.socket
+                if lab is not None and node.inode == inode:
+                    return lab, node
     return None
 
 
