@@ -394,7 +394,9 @@ class Agent:
             renewal = None if self.paused else self.membership.next_s
             wait = min(ticked + tick - time.monotonic(), math.inf if renewal is None else renewal)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), None if wait == math.inf else max(wait, 0.0))
+                # Not wait_for(): until Python 3.12 it forgets a cancellation that comes together with the event.
+                async with asyncio.timeout(None if wait == math.inf else max(wait, 0.0)):
+                    await self.wake.wait()
             self.wake.clear()
             reasons, self.reasons = self.reasons, set()
             if time.monotonic() >= ticked + tick:  # also when events never leave a pause as long as that
