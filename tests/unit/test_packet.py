@@ -257,6 +257,16 @@ def test_a_checksum_left_to_the_device_is_not_called_wrong():
     assert checksums(decode(left))[1].right == int.from_bytes(whole[50:52], "big")
 
 
+def test_a_tunnel_checksum_over_one_left_to_the_device():
+    """Linux: lco_csum() sums the inner packet as it will be, so the outer checksum is right before the inner one is."""
+    whole = encode(V4, Ipv4(HOST1, HOST2, t.UDP), Udp(1, 8472), Vxlan(1), V4, Ipv4(POD1, POD2, t.TCP), Tcp(1, 2), payload=b"data")
+    assert states(whole) == ["right", "right", "right", "right"]
+    pseudo = POD1 + POD2 + b"\0\6\0\x18"
+    left = whole[:100] + (internet_checksum(pseudo) ^ 0xFFFF).to_bytes(2, "big") + whole[102:]
+    assert states(left) == ["right", "right", "right", "partial"]
+    assert states(left[:41] + bytes([left[41] ^ 1]) + left[42:]) == ["right", "wrong", "right", "partial"]
+
+
 def test_a_computed_udp_checksum_of_zero_is_written_as_its_other_form():
     for payload in (n.to_bytes(2, "big") for n in range(0x10000)):
         datagram = Udp(0, 0).pack(payload, Ipv4(bytes(4), bytes(4), t.UDP))

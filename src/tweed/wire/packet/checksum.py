@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -51,35 +52,39 @@ class Checksum(msgspec.Struct, frozen=True):
 
 
 def checksums(packet: Packet) -> tuple[Checksum, ...]:
-    """The state of every checksum in the packet, outermost first."""
-    found = []
-    network: Layer | None = None
-    partial = False
-    for place, layer in enumerate(packet.layers):
-        if layer.name in ("ipv4", "ipv6"):
-            network, partial = layer, False
-        if layer.name in ("ipv4", "fragment"):
-            partial = any((part := layer.get(name)) is not None and part.value for name in ("more_fragments", "fragment_offset"))
-        elif layer.name == "routing":  # the sum is over the last destination, which is not the header's
-            partial = True
+    """The state of every checksum in the packet, outermost first.
+
+    Linux computes a tunnel's checksum as if an inner one that is left to a device were filled in already (local checksum offload), so
+    outer sums are judged over the bytes as they will leave.
+    """
+    found: list[Checksum] = []
+    leaving = bytearray(packet.data)
+    for place in range(len(packet.layers) - 1, -1, -1):
+        layer = packet.layers[place]
         field = layer.get("checksum")
-        if field is not None and isinstance(field.value, int):
-            found.append(judge(packet, place, layer, field.value, network, partial))
-    return tuple(found)
+        if field is None or not isinstance(field.value, int):
+            continue
+        checksum = judge(packet, leaving, place, field.value)
+        if checksum.state == "partial" and checksum.right is not None:
+            leaving[field.offset : field.end] = checksum.right.to_bytes(2, "big")
+        found.append(checksum)
+    return tuple(found[::-1])
 
 
-def judge(packet: Packet, place: int, layer: Layer, value: int, network: Layer | None, partial: bool) -> Checksum:
+def judge(packet: Packet, leaving: bytearray, place: int, value: int) -> Checksum:
+    layer = packet.layers[place]
     if layer.name == "udp" and value == 0:
         return Checksum(place, value, None, "absent")
-    covered = packet.data[layer.offset : layer.offset + layer.length if layer.name == "ipv4" else layer.end]
     at = AT[layer.name]
+    covered = bytes(leaving[layer.offset : layer.offset + layer.length if layer.name == "ipv4" else layer.end])
     covered = covered[:at] + b"\0\0" + covered[at + 2 :]
     if layer.name == "ipv4":
-        if layer.problems and layer.length < 20:
+        if layer.length < 20:
             return Checksum(place, value, None, "unknown")
         right = internet_checksum(covered)
         return Checksum(place, value, right, "right" if value == right else "wrong")
-    if partial or layer.quoted or layer.problems or network is None or network.problems:
+    network = whole_datagram(packet.layers, place)
+    if network is None:
         return Checksum(place, value, None, "unknown")
     above = b""
     if layer.name in OVER_PSEUDO_HEADER:
@@ -91,3 +96,17 @@ def judge(packet: Packet, place: int, layer: Layer, value: int, network: Layer |
         return Checksum(place, value, right, "right")
     # A device that fills checksums in finds the folded sum of the pseudo header in their place (linux/skbuff.h, CHECKSUM_PARTIAL).
     return Checksum(place, value, right, "partial" if above and value == word_sum(above) else "wrong")
+
+
+def whole_datagram(layers: Sequence[Layer], place: int) -> Layer | None:
+    """The IP header above a layer that carries all of its datagram here and now; None when part of it is elsewhere or unknown."""
+    if layers[place].quoted or layers[place].problems:
+        return None
+    for layer in layers[place - 1 :: -1] if place else ():
+        if layer.name == "routing":  # the sum is over the last destination, which is not the header's
+            return None
+        if any((field := layer.get(name)) is not None and field.value for name in ("more_fragments", "fragment_offset")):
+            return None
+        if layer.name in ("ipv4", "ipv6"):
+            return None if layer.problems else layer
+    return None
