@@ -6,6 +6,7 @@ import pytest
 from tests.kernel.conftest import Namespace
 
 from tweed.addr import parse_address
+from tweed.lab.picture import step_lines, text
 from tweed.lab.steps import Step, four_steps
 
 NODE = """
@@ -51,6 +52,11 @@ def ask(node: Namespace, family: int = 4) -> tuple[Step, ...]:
 
 def shown(steps: tuple[Step, ...]) -> list[tuple[int, str, str]]:
     return [(step.number, str(step.row or ""), step.answer) for step in steps]
+
+
+def printed(steps: tuple[Step, ...]) -> list[str]:
+    """The steps as the demo prints them."""
+    return [text(step_lines(step, "master")) for step in steps]
 
 
 HEALTHY = {
@@ -153,9 +159,12 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_changes_its_step_and_those_behind_it(node: Namespace, fault: str):
+    before = ask(node)
     node.run(fault)
+    after = ask(node)
     same, changed = FAULTS[fault]
-    assert shown(ask(node)) == HEALTHY[4][:same] + changed
+    assert shown(after) == HEALTHY[4][:same] + changed
+    assert printed(after)[:same] == printed(before)[:same] and printed(after)[same] != printed(before)[same]
     assert shown(ask(node, 6)) == HEALTHY[6], "the other family is not concerned"
 
 
