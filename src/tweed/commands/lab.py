@@ -61,6 +61,18 @@ def choose(source: str | None, nodes: int | None, pods_per_node: int | None, ipv
 
 
 @lab.command()
+@click.option("--keep", is_flag=True, help="Leave the lab up afterwards.")
+@click.option("--name", default=registry.DEFAULT_NAME, show_default=True, metavar="LAB")
+def demo(keep: bool, name: str) -> None:
+    """Bring the seed's cluster up, follow one packet through tables and bytes, break and watch a repair. Exit 1 when a check fails."""
+    from rich.console import Console
+
+    from tweed.lab.demo import demo as run
+
+    sys.exit(run(keep=keep, name=name, console=Console()))
+
+
+@lab.command()
 @click.option("--name", default=None, metavar="LAB", help=f"Which lab; default: {registry.DEFAULT_NAME}.")
 @click.option("--all", "everything", is_flag=True, help="All labs, also what crashed ones left.")
 def down(name: str | None, everything: bool) -> None:
