@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.oracles.screen import standing
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.model import Endpoint, Junk, Lease, LeaseRecord, Owner
-from tweed.plan.screen import screen
+from tweed.plan.screen import Screening, screen
 
 P = Prefix.parse
 NETWORKS = (P("10.244.0.0/16"), P("fd00:244::/32"))
@@ -210,6 +211,50 @@ def test_overlaps_against_the_slow_oracle(records: list[LeaseRecord], with_own: 
     records = [r for r in records if r.key != OWN.key]
     result = screen(records, (), own, "vxlan", NETWORKS)
     assert {(key, e.subnet) for key, lease in result.peers.items() for e in lease.endpoints} == standing(records, own)
+
+
+@st.composite
+def change(draw):
+    """One key, and the lease under it from now on, None: it goes. Everything from small pools, so that they get in each other's way."""
+    subnet = draw(st.sampled_from(["10.244.8.0/23", "10.244.8.0/24", "10.244.9.0/24", "10.244.10.0/24", "10.245.1.0/24"]))
+    six = draw(st.sampled_from([None, "fd00:244:8::/63", "fd00:244:8:1::/64"]))
+    number, host = draw(st.integers(2, 5)), draw(st.integers(2, 5))
+    new = record(number, subnet, six, ip=f"192.168.2.{host}", backend=draw(st.sampled_from(["vxlan", "vxlan", "vxlan", "host-gw"])))
+    return new.key, draw(st.sampled_from([new, new, None]))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.lists(change(), max_size=3), st.sampled_from([OWN, OWN, OWN, record(1, "10.244.8.0/24", created=500)])), max_size=6))
+def test_seen_one_change_after_another_or_all_at_once(rounds):
+    kept, records = Screening("vxlan", NETWORKS), {}
+    kept.see(records, (), OWN)
+    for number, (changes, own) in enumerate(rounds):
+        for at, (key, new) in enumerate(changes):
+            records.pop(key, None)
+            if new is not None:
+                records[key] = structs.replace(new, created=10 * number + at)
+        assert kept.see(records, (), own, {key for key, _ in changes}) == screen(records.values(), (), own, "vxlan", NETWORKS)
+
+
+def test_the_elder_keeps_its_host_address_when_the_younger_goes():
+    a, b, c = (record(n, f"10.244.{n}.0/24", ip="10.0.2.15") for n in (5, 6, 7))
+    kept, records = Screening("vxlan", NETWORKS), {a.key: a, b.key: b}
+    kept.see(records, (), OWN)
+    del records[b.key]
+    kept.see(records, (), OWN, {b.key})
+    records[c.key] = c
+    assert [p.subject for p in kept.see(records, (), OWN, {c.key}).problems] == [c.key]
+
+
+def test_one_change_among_leases_in_nobodys_way_costs_a_look_at_that_one_only(monkeypatch: pytest.MonkeyPatch):
+    records = {r.key: r for r in (record(n, f"10.244.{n}.0/24") for n in range(2, 50))}
+    kept = Screening("vxlan", NETWORKS)
+    kept.see(records, (), OWN)
+    judged = []
+    monkeypatch.setattr(Screening, "_judge", lambda self, key, new: judged.append(key))
+    new = record(60, "10.244.60.0/24")
+    kept.see(records | {new.key: new}, (), OWN, {new.key})
+    assert judged == [new.key]
 
 
 def test_ten_thousand_leases_and_as_many_wider_newcomers():

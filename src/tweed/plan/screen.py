@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -34,34 +35,86 @@ class Screened(msgspec.Struct, frozen=True):
 
 def screen(records: Iterable[LeaseRecord], junk: Iterable[Junk], own: LeaseRecord | None, backend: str, networks: Sequence[Prefix]) -> Screened:
     """Sort remote leases from junk. Of two rivals (same subnet or VTEP MAC) the elder by `created` is believed, our own before all."""
-    problems = [Problem("junk-lease", j.key, j.why) for j in junk]
-    peers: dict[str, Lease] = {}
-    others = sorted((r for r in records if own is None or r.key != own.key), key=lambda r: r.created)
-    taken = _Taken()
-    if own is not None:
-        for endpoint in own.lease.endpoints:
-            taken.add(endpoint, own)
-    for record in others:
-        if record.lease.backend != backend:
-            named = record.lease.backend or "one that writes no BackendType (udp, alloc)"
-            problems.append(Problem("other-backend", record.key, f"uses backend {named}, this node uses {backend}; skipped"))
-            continue
-        good: dict[str, Endpoint] = {}
-        for endpoint in record.lease.endpoints:
+    return Screening(backend, networks).see({r.key: r for r in records}, junk, own)
+
+
+class Screening:
+    """`screen`, kept: a change of one lease among many costs a look at that lease only, as long as no two leases are in each other's way."""
+
+    def __init__(self, backend: str, networks: Sequence[Prefix]) -> None:
+        self.backend = backend
+        self.networks = networks
+        self._forget()
+
+    def _forget(self) -> None:
+        self.own: LeaseRecord | None = None
+        self.peers: dict[str, Lease] = {}
+        self.problems: dict[str, list[Problem]] = {}
+        self.contested: set[str] = set()  # leases that have a rival, both sides: what happens to one decides about another
+        self.taken = _Taken()
+
+    def see(self, records: Mapping[str, LeaseRecord], junk: Iterable[Junk], own: LeaseRecord | None, changed: AbstractSet[str] | None = None) -> Screened:
+        """What `screen` says of all these records. `changed`: the keys that may differ from what was seen last, None for all."""
+        same_own = own is not None and self.own is not None and (own.lease, own.owner) == (self.own.lease, self.own.owner)
+        if changed is None or not same_own or not self._see_some(records, changed):
+            self._see_all(records, own)
+        problems = [Problem("junk-lease", j.key, j.why) for j in junk]
+        for key in sorted(self.problems, key=lambda key: records[key].created):
+            problems += self.problems[key]
+        return Screened(dict(self.peers), tuple(problems))
+
+    def _see_all(self, records: Mapping[str, LeaseRecord], own: LeaseRecord | None) -> None:
+        self._forget()
+        self.own = own
+        if own is not None:
+            for endpoint in own.lease.endpoints:
+                self.taken.add(endpoint, own)
+        for key, record in sorted(records.items(), key=lambda item: item[1].created):
+            self._judge(key, record)
+
+    def _see_some(self, records: Mapping[str, LeaseRecord], changed: AbstractSet[str]) -> bool:
+        """False, and half done, when other leases are concerned too."""
+        for key in changed:
+            self.problems.pop(key, None)
+            if (lease := self.peers.pop(key, None)) is not None:
+                for endpoint in lease.endpoints:
+                    self.taken.remove(endpoint)
+        for key in changed:
+            if key in records:
+                self._judge(key, records[key])
+        return self.contested.isdisjoint(changed)
+
+    def _judge(self, key: str, record: LeaseRecord) -> None:
+        """Beside the leases judged before it, its elders where there is a difference."""
+        if self.own is not None and key == self.own.key:
+            return
+        lease = record.lease
+        if lease.backend != self.backend:
+            named = lease.backend or "one that writes no BackendType (udp, alloc)"
+            self.problems[key] = [Problem("other-backend", key, f"uses backend {named}, this node uses {self.backend}; skipped")]
+            return
+        problems: list[Problem] = []
+        good: list[Endpoint] = []
+        for endpoint in lease.endpoints:
             if endpoint.mac is None and record.ttl_s is None:
                 continue  # a reservation whose node has not come yet
-            why = _unusable(endpoint, networks)
+            why = _unusable(endpoint, self.networks)
             if why is None:
-                usable, found = taken.rivals(endpoint, record)
-                problems += found
+                usable, rivals = self.taken.rivals(endpoint, record)
+                for other, problem in rivals:
+                    problems.append(problem)
+                    self.contested |= {key, other.key}
                 if usable:
-                    taken.add(endpoint, record)
-                    good[f"v{endpoint.subnet.family}"] = endpoint
+                    self.taken.add(endpoint, record)
+                    good.append(endpoint)
             elif why:
-                problems.append(Problem("bad-lease", record.key, f"{endpoint.subnet}: {why}; skipped"))
-        if good:
-            peers[record.key] = Lease(**good, backend=record.lease.backend)
-    return Screened(peers, tuple(problems))
+                problems.append(Problem("bad-lease", key, f"{endpoint.subnet}: {why}; skipped"))
+        if problems:
+            self.problems[key] = problems
+        if good == list(lease.endpoints):
+            self.peers[key] = lease
+        elif good:
+            self.peers[key] = Lease(**{f"v{endpoint.subnet.family}": endpoint for endpoint in good}, backend=lease.backend)
 
 
 def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
@@ -85,56 +138,61 @@ def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
 
 
 class _Taken:
-    """What earlier leases hold: subnets (none overlaps another, so sorted by their first address they are sorted by their last), MACs, hosts."""
+    """What leases hold: subnets by first address (none overlaps another, so they are sorted by their last address too), MACs, hosts."""
 
     def __init__(self) -> None:
-        self.first: dict[int, list[int]] = {4: [], 6: []}
-        self.last: dict[int, list[tuple[int, LeaseRecord]]] = {4: [], 6: []}
-        self.macs: dict[tuple[int, bytes], LeaseRecord] = {}
+        self.first: dict[int, list[bytes]] = {4: [], 6: []}
+        self.holders: dict[int, list[LeaseRecord]] = {4: [], 6: []}  # of the subnets that begin there
+        self.macs: dict[int, dict[bytes, LeaseRecord]] = {4: {}, 6: {}}
         self.hosts: dict[bytes, LeaseRecord] = {}
 
     def add(self, endpoint: Endpoint, record: LeaseRecord) -> None:
         subnet = endpoint.subnet
-        first = subnet.value
-        at = bisect_right(self.first[subnet.family], first)
-        self.first[subnet.family].insert(at, first)
-        self.last[subnet.family].insert(at, (first + subnet.step - 1, record))
+        at = bisect_right(self.first[subnet.family], subnet.address)
+        self.first[subnet.family].insert(at, subnet.address)
+        self.holders[subnet.family].insert(at, record)
         if endpoint.mac is not None:
-            self.macs[(subnet.family, endpoint.mac)] = record
+            self.macs[subnet.family][endpoint.mac] = record
         if endpoint.public_ip is not None:
             self.hosts.setdefault(endpoint.public_ip, record)
 
+    def remove(self, endpoint: Endpoint) -> None:
+        """Undo `add` of an endpoint that has no rivals."""
+        subnet = endpoint.subnet
+        at = bisect_left(self.first[subnet.family], subnet.address)
+        del self.first[subnet.family][at], self.holders[subnet.family][at]
+        if endpoint.mac is not None:
+            del self.macs[subnet.family][endpoint.mac]
+        if endpoint.public_ip is not None:
+            self.hosts.pop(endpoint.public_ip, None)  # both families of a lease may name one host
+
     def overlapping(self, subnet: Prefix) -> LeaseRecord | None:
         """The one that begins last among those that begin before `subnet` ends; if that ends before it begins, so do all others."""
-        first = subnet.value
-        at = bisect_right(self.first[subnet.family], first + subnet.step - 1)
+        at = bisect_right(self.first[subnet.family], subnet.host(subnet.step - 1))
         if at:
-            last, record = self.last[subnet.family][at - 1]
-            if last >= first:
+            record = self.holders[subnet.family][at - 1]
+            if any(e.subnet.overlaps(subnet) for e in record.lease.endpoints):
                 return record
         return None
 
-    def rivals(self, endpoint: Endpoint, record: LeaseRecord) -> tuple[bool, list[Problem]]:
-        """Whether the endpoint can be programmed beside what is there, and what is to be said."""
+    def rivals(self, endpoint: Endpoint, record: LeaseRecord) -> tuple[bool, list[tuple[LeaseRecord, Problem]]]:
+        """Whether the endpoint can be programmed beside what is there, and what is to be said of whom."""
         subnet, found = endpoint.subnet, []
         usable = True
         if (other := self.overlapping(subnet)) is not None:
-            found.append(Problem("duplicate-subnet", record.key, f"{subnet}{_by(record)} overlaps {other.lease}{_by(other)}, which is older; skipped"))
+            text = f"{subnet}{_by(record)} overlaps {other.lease}{_by(other)}, which is older; skipped"
+            found.append((other, Problem("duplicate-subnet", record.key, text)))
             usable = False
-        if endpoint.mac is not None and (other := self.macs.get((subnet.family, endpoint.mac))) is not None:
-            found.append(
-                Problem("duplicate-vtep-mac", record.key, f"{format_mac(endpoint.mac)}{_by(record)} is also the VTEP MAC of {other.lease}{_by(other)}; skipped")
-            )
+        if endpoint.mac is not None and (other := self.macs[subnet.family].get(endpoint.mac)) is not None:
+            text = f"{format_mac(endpoint.mac)}{_by(record)} is also the VTEP MAC of {other.lease}{_by(other)}; skipped"
+            found.append((other, Problem("duplicate-vtep-mac", record.key, text)))
             usable = False
-        if endpoint.public_ip is not None and (other := self.hosts.get(endpoint.public_ip)) is not None and other.key != record.key:
-            found.append(
-                Problem(
-                    "duplicate-public-ip",
-                    record.key,
-                    f"{format_address(endpoint.public_ip)}{_by(record)} is also the host address of {other.lease}{_by(other)}: two nodes took the same "
-                    "interface address (a NAT interface such as 10.0.2.15?); choose another with --iface or --public-ip",
-                )
+        if endpoint.public_ip is not None and (other := self.hosts.get(endpoint.public_ip)) is not None and other is not record:
+            text = (
+                f"{format_address(endpoint.public_ip)}{_by(record)} is also the host address of {other.lease}{_by(other)}: two nodes took the same "
+                "interface address (a NAT interface such as 10.0.2.15?); choose another with --iface or --public-ip"
             )
+            found.append((other, Problem("duplicate-public-ip", record.key, text)))
         return usable, found
 
 
