@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import (
+    ICMPv6EchoReply,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    IPv6,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    fragment6,
+)
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet as ScapyPacket
@@ -124,3 +136,46 @@ def test_arp(operation: int):
     assert bytes(scapy_packet(headers, b"")) == frame
     their, ours = Ether(frame)[ARP], decode(frame).layers[1]
     assert [ours.get(name).text for name in ("sender_mac", "sender", "target_mac", "target")] == [their.hwsrc, their.psrc, their.hwdst, their.pdst]
+
+
+MAC1, MAC2, A6, B6 = bytes(range(6)), bytes(range(6, 12)), bytes(15) + b"\1", bytes(15) + b"\2"
+DISCOVERY = [
+    (Icmpv6.solicit(B6, MAC1), ICMPv6ND_NS(tgt="::2") / ICMPv6NDOptSrcLLAddr(lladdr=format_mac(MAC1))),
+    (Icmpv6.advertise(B6, MAC1), ICMPv6ND_NA(tgt="::2", R=0, S=1, O=1) / ICMPv6NDOptDstLLAddr(lladdr=format_mac(MAC1))),
+    (Icmpv6.advertise(B6, MAC1, solicited=False, override=False), ICMPv6ND_NA(tgt="::2", R=0, S=0, O=0) / ICMPv6NDOptDstLLAddr(lladdr=format_mac(MAC1))),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), DISCOVERY, ids=["solicitation", "answer", "announcement"])
+def test_neighbour_discovery(ours: tuple, theirs: ScapyPacket):
+    header, body = ours
+    frame = encode(Ethernet(MAC2, MAC1, 0x86DD), Ipv6(A6, B6, 58, 255), header, payload=body)
+    assert bytes(Ether(dst=format_mac(MAC2), src=format_mac(MAC1)) / IPv6(src="::1", dst="::2", hlim=255) / theirs) == frame
+    layer = decode(frame).layers[-1]
+    assert (layer.octets("target"), layer.fields[-1].text) == (B6, format_mac(MAC1))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_fragments(family: int):
+    if family == 4:
+        whole = IP(src="10.0.0.1", dst="10.0.0.2", id=7) / UDP(sport=1, dport=2) / Raw(bytes(3000))
+        header, parts = Ipv4(b"\x0a\0\0\1", b"\x0a\0\0\2", 17, id=7), fragment(whole, 1480)
+    else:
+        whole = IPv6(src="::1", dst="::2") / IPv6ExtHdrFragment(id=7) / UDP(sport=1, dport=2) / Raw(bytes(3000))
+        header, parts = Ipv6(A6, B6, 44), fragment6(whole, 1496)
+    datagram = Udp(1, 2).pack(bytes(3000), header)
+    at = 0
+    for part in parts:
+        theirs = bytes(Ether(dst=format_mac(MAC2), src=format_mac(MAC1)) / part)
+        layers = decode(theirs).layers
+        size = len(theirs) - (34 if family == 4 else 62)
+        more = at + size < len(datagram)
+        if family == 4:
+            headers = (Ethernet(MAC2, MAC1), msgspec.structs.replace(header, more_fragments=more, fragment_offset=at))
+        else:
+            headers = (Ethernet(MAC2, MAC1, 0x86DD), header, Ipv6Fragment(17, 7, at, more))
+        assert encode(*headers, payload=datagram[at : at + size]) == theirs
+        assert [layer.name for layer in layers][-2:] == (["udp", "payload"] if at == 0 else [layers[-2].name, "payload"])
+        assert (layers[-3] if at == 0 else layers[-2]).number("fragment_offset") * 8 == at
+        at += size
+    assert at == len(datagram) and len(parts) > 1
