@@ -9,15 +9,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from bench.common import LENGTHS, NETWORKS, NODES, VNI, Node, Sample, circumstances, lease, nodes, ratio, spread, table, timed
 from msgspec.structs import replace
+
+from bench.common import LENGTHS, NETWORKS, NODES, VNI, Node, Sample, circumstances, lease, nodes, ratio, spread, table, timed
 from tweed.addr import Prefix
 from tweed.agent.dataplane import Dataplane
 from tweed.kernel import links, netns
 from tweed.kernel.netlink import BATCH, RECEIVE, Netlink, open_socket
 from tweed.model import Changes, KernelState, Route, Vtep
 from tweed.plan.diff import diff
-from tweed.plan.rows import lease_rows, merge
+from tweed.plan.rows import lease_rows
 from tweed.wire import netlink as wire
 from tweed.wire import rtnl
 
@@ -43,7 +44,7 @@ class Bench:
         self.dataplane.vteps = (Vtep(self.name, VNI, 8472, NODES[family].host(1), "ens33", bytes.fromhex("0e0000000001"), 1400, own),)
         self.dataplane.networks = (network,)
         self.peers = {each.key: each for each in (lease(number, family) for number in range(LEASES))}
-        self.changes = diff(merge(lease_rows(each, self.dataplane.devices) for each in self.peers.values()), KernelState())
+        self.changes = diff(lease_rows(self.peers.values(), self.dataplane.devices), KernelState())
 
     def run(self) -> None:
         floor, ours, dumps, look, one = ([] for _ in range(5))  # type: tuple[list[Sample], ...]

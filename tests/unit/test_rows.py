@@ -33,7 +33,7 @@ def route(text: str, device: str, **fields) -> Route:
 
 
 def test_a_lease_is_flannels_three_rows_per_family():
-    rows = [str(row) for row in lease_rows(Lease(V4, V6), {4: "flannel.1", 6: "flannel-v6.1"}).rows]
+    rows = [str(row) for row in lease_rows([Lease(V4, V6)], {4: "flannel.1", 6: "flannel-v6.1"}).rows]
     assert rows == [
         "10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 83 metric 3 onlink",
         "fd00:244:2::/64 via fd00:244:2:: dev flannel-v6.1 proto 83 metric 1024 onlink",
@@ -45,7 +45,7 @@ def test_a_lease_is_flannels_three_rows_per_family():
 
 
 def test_a_family_without_a_device_has_no_rows():
-    assert len(lease_rows(Lease(V4, V6), {4: "flannel.1"})) == 3
+    assert len(lease_rows([Lease(V4, V6)], {4: "flannel.1"})) == 3
 
 
 def test_the_metric_is_a_function_of_the_subnet_and_spreads_over_1024_values():
@@ -106,7 +106,7 @@ def test_whose_another_row_is(row, ours):
     assert list(found.ours.rows) == ([row] if ours else [])
 
 
-WANT = lease_rows(Lease(V4, V6), {4: "flannel.1", 6: "flannel-v6.1"}).routes
+WANT = lease_rows([Lease(V4, V6)], {4: "flannel.1", 6: "flannel-v6.1"}).routes
 
 
 @pytest.mark.parametrize(

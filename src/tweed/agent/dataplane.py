@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 
 import msgspec
+from msgspec.structs import replace
 
 from tweed.addr import Prefix
 from tweed.agent.log import log
@@ -19,7 +20,7 @@ from tweed.kernel.netlink import Netlink
 from tweed.model import Changes, Failure, KernelState, Lease, Link, Vtep
 from tweed.plan.device import Create, Delete, DeviceStep, SetLocal, SetMac, SetMtu, SetUp, device_steps
 from tweed.plan.diff import confirmed, diff, held, split
-from tweed.plan.rows import Found, Shadow, divide, lease_rows, merge, shadows, vtep_address
+from tweed.plan.rows import Found, Shadow, divide, lease_rows, shadows, vtep_address
 
 LOG_ROWS = 40  # rows that one pass logs by name
 
@@ -52,8 +53,7 @@ class Dataplane:
 
     def want(self) -> KernelState:
         """Everything this node's kernel should hold."""
-        own = KernelState(addresses=tuple(vtep_address(vtep) for vtep in self.vteps))
-        return merge([own, *(lease_rows(lease, self.devices) for lease in self.peers.values())])
+        return replace(lease_rows(self.peers.values(), self.devices), addresses=tuple(vtep_address(vtep) for vtep in self.vteps))
 
     def look(self) -> Report:
         """Dump everything, mend every difference."""
@@ -77,10 +77,8 @@ class Dataplane:
         """Go from the peers that were programmed to `peers`: only the rows of the leases that differ."""
         started, cpu = time.monotonic(), time.process_time()
         before, self.peers = self.peers, peers
-        gone = [lease for key, lease in before.items() if peers.get(key) != lease]
-        new = [lease for key, lease in peers.items() if before.get(key) != lease]
-        have = merge(lease_rows(lease, self.devices) for lease in gone)
-        changes = diff(merge(lease_rows(lease, self.devices) for lease in new), have)
+        have = lease_rows(_other_than(peers, before), self.devices)
+        changes = diff(lease_rows(_other_than(before, peers), self.devices), have)
         report = Report((), changes, self._apply(changes, have), {}, (), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
         return report
@@ -149,6 +147,11 @@ class Dataplane:
             waiting = set(held(deletes, failures, have))
             deletes = tuple(change for change in deletes if change not in waiting)
         return failures + (tables.apply(self.netlink, deletes) if deletes else ())
+
+
+def _other_than(some: dict[str, Lease], others: dict[str, Lease]) -> list[Lease]:
+    """The leases of `others` that are not in `some`. Nearly all are the very same objects, and to compare these is cheap."""
+    return [lease for key, lease in others.items() if (known := some.get(key)) is not lease and known != lease]
 
 
 def find_devices(netlink: Netlink) -> list[Link]:

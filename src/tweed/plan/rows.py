@@ -49,32 +49,25 @@ def peer_rows(endpoint: Endpoint, device: str) -> tuple[FdbEntry, Neighbour, Rou
     )
 
 
-def lease_rows(lease: Lease, devices: Mapping[int, str]) -> KernelState:
-    """All rows for one remote lease; `devices` maps a family (4, 6) to the VTEP device that serves it."""
-    triples = [peer_rows(e, devices[e.subnet.family]) for e in lease.endpoints if e.subnet.family in devices]
-    return KernelState(
-        routes=tuple(route for _, _, route in triples),
-        neighbours=tuple(neighbour for _, neighbour, _ in triples),
-        fdb=tuple(fdb for fdb, _, _ in triples),
-    )
+def lease_rows(leases: Iterable[Lease], devices: Mapping[int, str]) -> KernelState:
+    """All rows for remote leases; `devices` maps a family (4, 6) to the VTEP device that serves it."""
+    routes: list[Route] = []
+    neighbours: list[Neighbour] = []
+    fdb: list[FdbEntry] = []
+    for lease in leases:
+        for endpoint in lease.endpoints:
+            device = devices.get(endpoint.subnet.family)
+            if device is not None:
+                entry, neighbour, route = peer_rows(endpoint, device)
+                fdb.append(entry)
+                neighbours.append(neighbour)
+                routes.append(route)
+    return KernelState(routes=tuple(routes), neighbours=tuple(neighbours), fdb=tuple(fdb))
 
 
 def vtep_address(vtep: Vtep) -> InterfaceAddress:
     """The device's own `/32` or `/128`; without duplicate address detection, which a tunnel could never finish in time."""
     return InterfaceAddress(vtep.name, vtep.address, nodad=vtep.family == 6)
-
-
-def merge(states: Iterable[KernelState]) -> KernelState:
-    addresses: list[InterfaceAddress] = []
-    routes: list[Route] = []
-    neighbours: list[Neighbour] = []
-    fdb: list[FdbEntry] = []
-    for state in states:
-        addresses += state.addresses
-        routes += state.routes
-        neighbours += state.neighbours
-        fdb += state.fdb
-    return KernelState(tuple(addresses), tuple(routes), tuple(neighbours), tuple(fdb))
 
 
 class Found(msgspec.Struct, frozen=True):
