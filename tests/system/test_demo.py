@@ -51,6 +51,21 @@ def test_the_demo_holds_and_leaves_nothing():
     assert f"{vtep.replace(':', ' ')} " in text.partition("the frame at flannel.1")[2].partition("step 3")[0], "the neighbour's MAC is on the frame"
 
 
+def test_a_terminal_without_unicode(tmp_path):
+    """Of another encoding's output all can be written."""
+    from rich.console import Console
+
+    from tweed.lab.demo import PLAIN, Voice
+
+    with open(tmp_path / "out", "w", encoding="latin-1") as out:
+        voice = Voice(Console(file=out))
+        voice.check("ping", True, "a → b …")
+        voice.check("ping", False, "")
+    assert (tmp_path / "out").read_text() == "   + ping      a > b ~\n   ! ping      \n"
+    used = {c for name in ("demo", "picture", "steps") for c in (SOURCE / "tweed" / "lab" / f"{name}.py").read_text() if ord(c) > 127}
+    assert used == {chr(code) for code in PLAIN}
+
+
 def test_what_is_kept_stays_and_every_printed_command_works():
     name = own_name("e")
     try:

@@ -57,6 +57,10 @@ STYLES = {
 }
 
 
+# For terminals that cannot show them.
+PLAIN = str.maketrans({"✓": "+", "✗": "!", "→": ">", "…": "~"})
+
+
 class Voice:
     """Prints lines, and counts checks and failures."""
 
@@ -70,7 +74,9 @@ class Voice:
         for line in lines:
             text = Text()
             for part, style in line:
-                text.append(part, " ".join(STYLES.get(word, word) for word in style.split()))
+                text.append(
+                    part if self.console.encoding.startswith("utf") else part.translate(PLAIN), " ".join(STYLES.get(word, word) for word in style.split())
+                )
             self.console.print(text, soft_wrap=True)
 
     def progress(self, line: str) -> None:
