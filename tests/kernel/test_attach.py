@@ -118,8 +118,8 @@ def test_what_a_container_and_its_node_have(node):
     port, bridge = links.link(node.space.nl, attachment.host_name), links.link(node.space.nl, "cni0")
     assert (port.mtu, port.up, port.master, port.hairpin) == (1430, True, bridge.index, True)
     assert (bridge.kind, bridge.mac, bridge.mtu, bridge.up) == ("bridge", parse_mac("0a:58:0a:f4:01:01"), 1430, True)
-    gateways = {(r["local"], r["prefixlen"], r.get("tentative", False)) for d in json.loads(node.space.run("ip -j addr show cni0")) for r in d["addr_info"]}
-    assert gateways == {("10.244.1.1", 24, False), ("fd00:10:244:1::1", 64, False)}
+    own = {(r["local"], r["prefixlen"], r.get("tentative", False)) for d in json.loads(node.space.run("ip -j addr show cni0")) for r in d["addr_info"]}
+    assert own == {("10.244.1.1", 24, False), ("fd00:10:244:1::1", 64, False), ("fe80::858:aff:fef4:101", 64, False)}
     assert node.space.run("cat /proc/sys/net/ipv6/conf/cni0/accept_ra").strip() == "0"
 
 
@@ -131,6 +131,29 @@ def test_it_is_ready_when_attach_returns(node):
     assert say(second, "10.244.1.3", first, "10.244.1.2")
     assert say(first, "fd00:10:244:1::2", second, "fd00:10:244:1::3")
     assert say(node.space, "fd00:10:244:1::1", second, "fd00:10:244:1::3")
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["our bridge", "a bridge that was there"])
+def test_a_container_that_has_not_spoken_yet_is_reached_from_elsewhere(node, netns, existing):
+    """The node forwards, so it must resolve the container on behalf of a stranger's address."""
+    if existing:
+        node.space.run("ip link add cni0 type bridge; ip link set cni0 addrgenmode none up")
+    pod = node.pod()
+    node.attach(pod)
+    node.space.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    node.space.run(
+        f"ip link add out type veth peer name eth0 netns {netns.name}; ip addr add 192.0.2.1/24 dev out; ip addr add 2001:db8::1/64 dev out nodad; ip link set out up"
+    )
+    netns.run(
+        "ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::2/64 dev eth0 nodad; ip link set eth0 up; ip route add default via 192.0.2.1; ip route add default via 2001:db8::1"
+    )
+    eventually_resolved = (
+        "while ip link show out | grep -q NO-CARRIER; do sleep 0.02; done; while ip -6 addr show dev out | grep -q tentative; do sleep 0.05; done"
+    )
+    node.space.run(eventually_resolved)
+    netns.run(eventually_resolved.replace("dev out", "dev eth0").replace("show out", "show eth0"))
+    assert say(netns, "192.0.2.2", pod, "10.244.1.2")
+    assert say(netns, "2001:db8::2", pod, "fd00:10:244:1::2")
 
 
 def test_the_bridge_keeps_its_mac_as_containers_come_and_go(node):

@@ -54,8 +54,12 @@ def test_the_commands_for_a_first_container():
 def test_the_second_family_adds_addresses_without_detection_and_its_routes():
     facts = Facts(bridge=CNI0, bridge_addresses=frozenset([Prefix.parse("10.244.1.1/24")]), loopback_up=True)
     lines = attach.commands(attach.steps(placed(network=BOTH), BOTH, facts), "/n")
-    assert lines[:2] == ["ip link set cni0 mtu 1430", "ip -6 addr replace fd00:10:244:1::1/64 dev cni0 nodad"]
-    assert [line.removeprefix("nsenter --net=/n ") for line in lines if " -6 " in line][1:] == [
+    assert lines[:3] == [
+        "ip link set cni0 mtu 1430",
+        "ip -6 addr replace fd00:10:244:1::1/64 dev cni0 nodad",
+        "ip -6 addr replace fe80::858:aff:fef4:101/64 dev cni0 scope link nodad",
+    ]
+    assert [line.removeprefix("nsenter --net=/n ") for line in lines if " -6 " in line][2:] == [
         "ip -6 addr replace fe80::858:aff:fef4:102/64 dev eth0 scope link nodad",
         "ip -6 addr replace fd00:10:244:1::2/64 dev eth0 nodad",
         "ip -6 route replace default via fd00:10:244:1::1 dev eth0 proto boot",
@@ -67,6 +71,11 @@ def test_the_second_family_adds_addresses_without_detection_and_its_routes():
 def test_an_existing_bridge_that_is_right_is_not_touched():
     facts = Facts(bridge=CNI0, bridge_addresses=frozenset([Prefix.parse("10.244.1.1/24")]))
     assert attach.bridge_steps(ONE, facts) == ()
+
+
+def test_a_bridge_with_a_link_local_address_keeps_it():
+    have = frozenset(Prefix.parse(text) for text in ("10.244.1.1/24", "fd00:10:244:1::1/64", "fe80::1234/64"))
+    assert attach.missing_addresses(BOTH, Facts(bridge=CNI0, bridge_addresses=have)) == ()
 
 
 def test_a_bridge_name_that_is_something_else_is_refused():
@@ -84,7 +93,11 @@ def test_what_is_undone():
         "ip link set lo down",
     ]
     changed = attach.bridge_steps(BOTH, Facts(bridge=CNI0, bridge_addresses=frozenset([Prefix.parse("10.244.1.1/24")])))
-    assert [str(step.undo) for step in changed] == ["ip link set cni0 mtu 1450", "ip -6 addr del fd00:10:244:1::1/64 dev cni0 nodad"]
+    assert [str(step.undo) for step in changed] == [
+        "ip link set cni0 mtu 1450",
+        "ip -6 addr del fd00:10:244:1::1/64 dev cni0 nodad",
+        "ip -6 addr del fe80::858:aff:fef4:101/64 dev cni0 scope link nodad",
+    ]
 
 
 def test_without_ipv6_in_the_kernel_its_sysctls_are_left_alone():

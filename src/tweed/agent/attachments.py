@@ -32,10 +32,13 @@ __all__ = ["AttachRequest", "Attachment", "Attachments", "NodeNetwork"]
 
 
 class Bridge(msgspec.Struct, frozen=True):
-    """What we did to a bridge of the node. `index` None: it is about to be made. `mtu`, `up`: as they were before us, None if we made it."""
+    """What we did to a bridge of the node. `index` None: it is about to be made.
+
+    `addresses`: those that we gave it. `mtu`, `up`: as they were before us, None if we made it.
+    """
 
     index: int | None = None
-    gateways: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
     mtu: int | None = None
     up: bool | None = None
 
@@ -122,7 +125,7 @@ class Attachments:
             if bridge.ours:
                 links.delete_link(self.nl, name)
             else:
-                self._change(*(Change("delete", InterfaceAddress(name, Prefix.parse(gateway))) for gateway in bridge.gateways))
+                self._change(*(Change("delete", InterfaceAddress(name, Prefix.parse(text))) for text in bridge.addresses))
                 links.set_link(self.nl, name, mtu=bridge.mtu, up=bridge.up)
         self.bridges = {}
         self.path.unlink(missing_ok=True)
@@ -204,8 +207,8 @@ class Attachments:
         known = self.bridges.get(network.bridge)
         if known is None or known.index != facts.bridge.index:
             known = Bridge(facts.bridge.index, mtu=facts.bridge.mtu, up=facts.bridge.up)
-        new = tuple(str(gateway) for gateway in plan.gateways(network) if gateway not in facts.bridge_addresses)
-        return msgspec.structs.replace(known, gateways=known.gateways + new)
+        new = tuple(str(row.address) for row in plan.missing_addresses(network, facts))
+        return msgspec.structs.replace(known, addresses=known.addresses + new)
 
     def _drop_stale(self, container_id: str, ifname: str) -> None:
         """Free an entry that stands for nothing: cut short, or its namespace was removed without a detach."""

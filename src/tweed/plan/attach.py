@@ -24,6 +24,7 @@ from tweed.model import PROTOCOL_BOOT, Change, InterfaceAddress, Link, Route
 CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # CNI specification 1.1, "Parameters"
 GATEWAY = 1  # the offset of the gateway in the node's subnet, as flannel's FLANNEL_SUBNET has it
 SCOPE_LINK = 253
+LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
 ALL_NODES = bytes.fromhex("ff02" + "00" * 13 + "01")
 
 
@@ -268,6 +269,19 @@ def gateways(network: NodeNetwork) -> tuple[Prefix, ...]:
     return tuple(Prefix(subnet.host(GATEWAY), subnet.length) for subnet in network.subnets)
 
 
+def missing_addresses(network: NodeNetwork, facts: Facts) -> tuple[InterfaceAddress, ...]:
+    """What the bridge needs and does not have: the gateways, and for IPv6 a link-local address.
+
+    Without that one Linux sends no neighbour solicitation for a packet that it forwards (ndisc_send_ns): a container would be reached
+    from other nodes only after it has spoken itself.
+    """
+    mac = facts.bridge.mac if facts.bridge is not None else mac_of(gateways(network)[0].address)
+    wanted = [InterfaceAddress(network.bridge, gateway, nodad=gateway.family == 6) for gateway in gateways(network)]
+    if network.subnet6 is not None and not any(LINK_LOCAL.contains(prefix) for prefix in facts.bridge_addresses):
+        wanted.append(InterfaceAddress(network.bridge, link_local(mac), SCOPE_LINK, nodad=True))
+    return tuple(row for row in wanted if row.address not in facts.bridge_addresses)
+
+
 def steps(attachment: Attachment, network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
     """All that is to be done, in order. Raises Refused when the bridge's name belongs to another kind of device."""
     return bridge_steps(network, facts) + container_steps(attachment, network, facts)
@@ -287,10 +301,7 @@ def bridge_steps(network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
         raise Refused(f"{name} is a {bridge.kind or 'physical'} device here, not a bridge: remove it, or choose another name for the bridge")
     elif bridge.mtu != network.mtu:
         steps.append(Step(SetLink(name, mtu=network.mtu), SetLink(name, mtu=bridge.mtu)))
-    for gateway in gateways(network):
-        if gateway not in facts.bridge_addresses:
-            row = InterfaceAddress(name, gateway, nodad=gateway.family == 6)
-            steps.append(Step(Change("replace", row), Change("delete", row)))
+    steps += [Step(Change("replace", row), Change("delete", row)) for row in missing_addresses(network, facts)]
     if bridge is None or not bridge.up:
         steps.append(Step(SetLink(name, up=True), SetLink(name, up=False)))
     return tuple(steps)
