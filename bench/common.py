@@ -95,7 +95,8 @@ def circumstances(title: str) -> Iterator[None]:
     """Says where and when a figure was taken, and afterwards how busy others kept the machine meanwhile."""
     if os.geteuid() != 0:
         sys.exit("bench: needs root, for network namespaces")
-    print(f"{title}\n{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC, Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} CPUs\n")
+    now = datetime.datetime.now(datetime.UTC)
+    print(f"{title}\n{now:%Y-%m-%d %H:%M} UTC, Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} CPUs\n", flush=True)
     load, start, busy, ours = os.getloadavg()[0], time.monotonic(), machine_busy_s(), ours_s()
     yield
     took = time.monotonic() - start

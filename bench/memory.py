@@ -21,8 +21,7 @@ WEIGH = "import {}; print(open('/proc/self/status').read().split('VmRSS:')[1].sp
 def main() -> None:
     with circumstances(f"Resident memory, MB of 2^20 bytes, median of {ROUNDS}; 'later' is after {LOOKS} looks at everything"):
         rows = [(f"interpreter, {what}", *columns([(weigh(modules),) for _ in range(ROUNDS)]), "", "") for what, modules in IMPORTS.items()]
-        for count in COUNTS:
-            rows.append((f"agent, {count:,} leases", *columns([one(count) for _ in range(ROUNDS)])))
+        rows += [(f"agent, {count:,} leases", *columns([one(count) for _ in range(ROUNDS)])) for count in COUNTS]
         table(("", "when ready", "later", "highest"), rows)
 
 

@@ -103,8 +103,7 @@ class Bench:
         batches = [b"".join([*messages[at : at + BATCH], fence]) for at in range(0, len(messages), BATCH)]
         with open_socket(self.node.fd) as opened:
             opened.setblocking(True)
-            took = timed(lambda: send_all(opened, batches))
-        return took
+            return timed(lambda: send_all(opened, batches))
 
 
 def send_all(opened: socket.socket, batches: Sequence[bytes]) -> None:
