@@ -34,7 +34,7 @@ from tweed.kernel.nft import NftMonitor
 from tweed.kernel.processes import running
 from tweed.model import Endpoint, FdbEntry, InterfaceAddress, Lease, Link, Neighbour, Owner, Route, Vtep
 from tweed.plan.device import SetMac, wanted_vteps
-from tweed.plan.screen import Problem, Screened, screen
+from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import Host, NoUnderlay, Underlay, Wish, choose_underlay
 from tweed.stores import LeaseStore, Snapshot, open_store
 from tweed.wire.flannel import Network, device_name, host_overlaps, parse_network
@@ -67,7 +67,9 @@ class Agent:
         self.network: Network | None = None
         self.network_text = ""
         self.underlay: Underlay | None = None
+        self.screening: Screening | None = None
         self.screened = Screened({}, ())
+        self.changed: set[str] | None = None  # keys of leases to screen again; None: all of them
         self.problems: dict[str, Problem] = {}
         self.report = Report()
         self.reason = "starting"
@@ -126,6 +128,7 @@ class Agent:
         store = await self._open_store()
         self.network = await self._configuration(store)
         self.membership = Membership(store, self.owner, self.renew_margin_s, self.on_leases)
+        self.screening = Screening(self.network.backend, self.networks)
         self.membership.see_snapshot(await self._first_look(store))
         claim.check_backend_reading(self.network, self.membership.records.values())
         if self.network.direct_routing:
@@ -357,6 +360,10 @@ class Agent:
 
     def on_leases(self, keys: set[str] | None) -> None:
         self.lease_changes += 1
+        if keys is None:
+            self.changed = None
+        elif self.changed is not None:
+            self.changed |= keys
         self.look_again("lease")
 
     def on_kernel(self, monitor: Monitor) -> None:
@@ -422,8 +429,9 @@ class Agent:
             await asyncio.sleep(min(3 * report.duration_s, 5.0))
 
     async def _mend(self, reasons: set[str]) -> Report:
-        assert self.membership is not None and self.network is not None
-        self.screened = screen(self.membership.records.values(), self.membership.junk.values(), self.membership.own, self.network.backend, self.networks)
+        assert self.membership is not None and self.screening is not None
+        self.screened = self.screening.see(self.membership.records, self.membership.junk.values(), self.membership.own, self.changed)
+        self.changed = set()
         settled = self.complete and not self.report.failures and not self.report.device_failures
         if settled and reasons == {"lease"}:
             report = self.dataplane.change(self.screened.peers)
