@@ -137,21 +137,16 @@ def test_it_is_ready_when_attach_returns(node):
 def test_a_container_that_has_not_spoken_yet_is_reached_from_elsewhere(node, netns, existing):
     """The node forwards, so it must resolve the container on behalf of a stranger's address."""
     if existing:
-        node.space.run("ip link add cni0 type bridge; ip link set cni0 addrgenmode none up")
+        node.space.run("ip link add cni0 type bridge; ip link set cni0 addrgenmode none; ip link set cni0 up")
     pod = node.pod()
     node.attach(pod)
     node.space.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
-    node.space.run(
-        f"ip link add out type veth peer name eth0 netns {netns.name}; ip addr add 192.0.2.1/24 dev out; ip addr add 2001:db8::1/64 dev out nodad; ip link set out up"
-    )
-    netns.run(
-        "ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::2/64 dev eth0 nodad; ip link set eth0 up; ip route add default via 192.0.2.1; ip route add default via 2001:db8::1"
-    )
-    eventually_resolved = (
-        "while ip link show out | grep -q NO-CARRIER; do sleep 0.02; done; while ip -6 addr show dev out | grep -q tentative; do sleep 0.05; done"
-    )
-    node.space.run(eventually_resolved)
-    netns.run(eventually_resolved.replace("dev out", "dev eth0").replace("show out", "show eth0"))
+    node.space.run(f"ip link add out type veth peer name eth0 netns {netns.name}; ip link set out up")
+    node.space.run("ip addr add 192.0.2.1/24 dev out; ip addr add 2001:db8::1/64 dev out nodad")
+    netns.run("ip link set eth0 up; ip addr add 192.0.2.2/24 dev eth0; ip addr add 2001:db8::2/64 dev eth0 nodad")
+    netns.run("ip route add default via 192.0.2.1; ip route add default via 2001:db8::1")
+    for space in (node.space, netns):
+        space.run("while ip -6 addr | grep -q tentative; do sleep 0.05; done")
     assert say(netns, "192.0.2.2", pod, "10.244.1.2")
     assert say(netns, "2001:db8::2", pod, "fd00:10:244:1::2")
 
