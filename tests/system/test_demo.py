@@ -29,7 +29,7 @@ def test_the_demo_holds_and_leaves_nothing():
     assert done.stderr == "" and nothing_left(name)
     text = done.stdout
     assert "\x1b" not in text, "no colours in a pipe"
-    assert max(map(len, text.splitlines())) <= 110 and all(line == line.rstrip() for line in text.splitlines())
+    assert max(map(len, text.splitlines())) <= 100 and all(line == line.rstrip() for line in text.splitlines())
     for pattern in (
         r"✓ ping      3 of 3 answered: \d",
         r"✓ TCP       1,048,576 bytes in .* the same at both ends",
@@ -82,8 +82,8 @@ def test_what_is_kept_stays_and_every_printed_command_works():
         assert lab.whole(), "and the lab that was up is still there"
         _, _, explore = done.stdout.partition("Look around:\n")
         commands = [line[15:] for line in explore.splitlines()]
-        assert commands[-1] == f"tweed lab down --name {name}" and len(commands) == 8
-        for command in commands[:-2]:
+        assert commands[-1] == f"tweed lab down --name {name}" and len(commands) == 9
+        for command in commands[:-1]:
             assert run(command).returncode == 0, command
     finally:
         assert tweed("lab", "down", "--name", name).returncode == 0

@@ -55,8 +55,6 @@ STYLES = {
     "quiet": "bright_black",
     "title": "bold",
 }
-
-
 # For terminals that cannot show them.
 PLAIN = str.maketrans({"✓": "+", "✗": "!", "→": ">", "…": "~"})
 
@@ -74,9 +72,8 @@ class Voice:
         for line in lines:
             text = Text()
             for part, style in line:
-                text.append(
-                    part if self.console.encoding.startswith("utf") else part.translate(PLAIN), " ".join(STYLES.get(word, word) for word in style.split())
-                )
+                shown = part if self.console.encoding.startswith("utf") else part.translate(PLAIN)
+                text.append(shown, " ".join(STYLES.get(word, word) for word in style.split()))
             self.console.print(text, soft_wrap=True)
 
     def progress(self, line: str) -> None:
@@ -101,6 +98,9 @@ def demo(*, keep: bool, name: str = DEFAULT_NAME, console: Console) -> int:
         follow(voice, lab)
         took = time.monotonic() - started
     voice.heading(f"{voice.checks - voice.failed} of {voice.checks} checks held, {took:.1f} s in all.")
+    if not voice.failed:
+        voice.say((("One route, one neighbour and one fdb entry per node carry every packet between containers.", ""),))
+        voice.say((("The agents put them there, and put them back.", ""),))
     explore(voice, keep, name)
     return 1 if voice.failed else 0
 
@@ -205,7 +205,7 @@ def is_request(packet: Packet, src: bytes, dst: bytes) -> bool:
     """Whether the innermost packet is our first echo request."""
     level = packet.levels - 1
     network, echo = packet.find("ipv4", level), packet.find("icmp", level)
-    if network is None or echo is None or (kind := echo.get("type")) is None or kind.value != ECHO_REQUEST:
+    if network is None or echo is None or echo.problems or echo.number("type") != ECHO_REQUEST:
         return False
     return network.octets("src") == src and network.octets("dst") == dst and echo.number("id") == echo_id() and echo.number("sequence") == 1
 
@@ -273,19 +273,22 @@ def explore(voice: Voice, keep: bool, name: str) -> None:
     if shutil.which(tweed) is None and os.path.basename(sys.argv[0]) == tweed:
         tweed = os.path.relpath(sys.argv[0])
     option = "" if name == registry.DEFAULT_NAME else f" --name {name}"
-    commands = (
+    commands = [
         ("the tables", f"ip netns exec {name}-master ip route"),
         ("", f"ip netns exec {name}-master ip neigh show dev flannel.1"),
         ("", f"ip netns exec {name}-master bridge fdb show dev flannel.1"),
         ("an agent", f"{tweed} lab exec{option} master -- {tweed} status"),
         ("its log", f"{tweed} lab logs{option} master"),
         ("a pod", f"{tweed} lab exec{option} master/pod1 -- ip addr"),
-        ("no repairs", f"{tweed} lab pause{option}, and {tweed} lab resume{option}"),
+        ("no repairs", f"{tweed} lab pause{option}"),
+        ("", f"{tweed} lab resume{option}"),
         ("the end", f"{tweed} lab down{option}"),
-    )
+    ]
+    voice.say(())
     if keep:
         voice.say((("The lab stays up. Look around:", ""),))
     else:
-        voice.say(((f"The lab is gone and left nothing behind. To look around, `{tweed} lab up{option}`, and then:", ""),))
+        voice.say((("The lab is gone, nothing is left of it. Look around in another:", ""),))
+        commands.insert(0, ("a lab", f"{tweed} lab up{option}"))
     for what, command in commands:
         voice.say((("   ", ""), (f"{what:<12}", "quiet"), (command, "command")))
