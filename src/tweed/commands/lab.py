@@ -15,6 +15,9 @@ from tweed.lab import cluster, registry, topology
 
 name_option = click.option("--name", default=None, metavar="LAB", help=f"Which lab; default: {registry.DEFAULT_NAME}, or the only one.")
 
+# Click keeps paragraphs that begin with \b as they are.
+FILE_FORMAT = "\b\n" + (topology.__doc__ or "").partition("\n\n")[2].replace("\n\n", "\n\n\b\n")
+
 
 def say(text: str) -> None:
     click.echo(text, err=True)
@@ -25,8 +28,8 @@ def lab() -> None:
     """A whole cluster in network namespaces on this machine: real agents, real packets, nothing of the machine's own network touched."""
 
 
-@lab.command()
-@click.option("--topology", "source", metavar="seed|FILE", help="The seed's cluster (default), or a topology file (TOML, see tweed.lab.topology).")
+@lab.command(epilog=FILE_FORMAT)
+@click.option("--topology", "source", metavar="seed|FILE", help="The seed's cluster (default), or a topology file (see below).")
 @click.option("--nodes", type=int, metavar="N", help="N alike nodes instead: node1 to nodeN.")
 @click.option("--pods-per-node", type=int, metavar="M", help="Default 2; 1 in labs of more than ten nodes.")
 @click.option("--name", default=registry.DEFAULT_NAME, show_default=True, metavar="LAB")

@@ -20,8 +20,9 @@ from tweed.lab.processes import started
 from tweed.lab.registry import Lab, Node
 from tweed.lab.topology import UNDERLAY_DEVICE
 
-READY_S = 60.0  # for the slowest agent, counted from the last sign of progress of any
+READY_S = 60.0  # without any sign of progress of any agent
 POLL_S = 0.05
+TELL_EVERY = 20  # agents
 HEALTHZ_PORT = 8081
 
 
@@ -50,8 +51,11 @@ def flags(lab: Lab, node: Node) -> list[str]:
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """Ours without settings that would reach the agent, and with this very tweed to be imported wherever it runs."""
+    source = str(Path(tweed.__file__).parent.parent)
     settings = {prefix + option.name.upper().replace("-", "_") for option in OPTIONS for prefix in ("TWEED_", "FLANNELD_")} | {"NODE_NAME", "TWEED_CONFIG"}
-    return {key: value for key, value in given.items() if key not in settings} | {"PYTHONPATH": str(Path(tweed.__file__).parent.parent)}
+    return {key: value for key, value in given.items() if key not in settings} | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (source, given.get("PYTHONPATH"))))
+    }
 
 
 def start(lab: Lab, node: Node) -> subprocess.Popen[bytes]:
@@ -84,32 +88,39 @@ def status(node: Node) -> dict[str, Any] | None:
     return document
 
 
-def complete(document: dict[str, Any] | None, nodes: int) -> bool:
-    """Whether an agent is ready and has programmed every other node."""
-    return document is not None and document["ready"] and sum(peer["state"] == "programmed" for peer in document["peers"]) == nodes - 1
+def progress(node: Node) -> int:
+    """How far an agent has come: 0 nothing, 1 it answers, 2 it is ready, and one more for every peer that it has programmed."""
+    if not node.socket.exists():
+        return 0
+    try:
+        call(node.socket, "GET", "/readyz")  # cheap, unlike the whole document
+    except AgentError:
+        return 1
+    document = status(node)
+    return 2 + sum(peer["state"] == "programmed" for peer in document["peers"]) if document is not None else 1
 
 
 def start_all(lab: Lab, say: Callable[[str], None]) -> tuple[Node, ...]:
     """Start all agents at once and wait until each has programmed every other node. Returns the nodes with pids."""
     processes = {node.name: start(lab, node) for node in lab.nodes}
     nodes = tuple(msgspec.structs.replace(node, pid=processes[node.name].pid, started=started(processes[node.name].pid)) for node in lab.nodes)
-    waiting = {node.name: node for node in nodes}
+    come = dict.fromkeys(processes, 0)
+    goal = 2 + len(nodes) - 1
     deadline = time.monotonic() + READY_S
     told = 0
-    while waiting:
-        for name, node in list(waiting.items()):
-            if (code := processes[name].poll()) is not None:
-                raise TweedError(f"the agent of {name} ended at its start (exit {code}): {last_words(node)}")
-            if complete(status(node), len(nodes)):
-                del waiting[name]
+    while waiting := [node for node in nodes if come[node.name] < goal]:
+        for node in waiting:
+            if (code := processes[node.name].poll()) is not None:
+                raise TweedError(f"the agent of {node.name} ended at its start (exit {code}): {last_words(node)}")
+            if (now := progress(node)) > come[node.name]:
+                come[node.name] = now
                 deadline = time.monotonic() + READY_S
-        done = len(nodes) - len(waiting)
-        if done // 10 > told // 10 and waiting:
-            say(f"  {done} of {len(nodes)} agents ready")
-            told = done
-        if waiting and time.monotonic() > deadline:
-            name, node = next(iter(waiting.items()))
-            raise TweedError(f"the agent of {name} is not ready after {READY_S:g} s: {last_words(node)}")
-        if waiting:
-            time.sleep(POLL_S + len(waiting) * POLL_S / 10)  # asking must not be what keeps them busy
+        if time.monotonic() > deadline:
+            behind = min(waiting, key=lambda node: come[node.name])
+            raise TweedError(f"the agent of {behind.name} is not ready, and nothing has moved for {READY_S:g} s: {last_words(behind)}")
+        answering = sum(map(bool, come.values()))
+        if answering // TELL_EVERY > told // TELL_EVERY:
+            say(f"  {answering} of {len(nodes)} agents answer")
+            told = answering
+        time.sleep(POLL_S * (1 + len(waiting) / 10))  # asking must not be what keeps them busy
     return nodes
