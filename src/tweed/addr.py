@@ -61,7 +61,7 @@ def is_unicast_mac(mac: bytes) -> bool:
     return len(mac) == 6 and not mac[0] & 1 and any(mac)
 
 
-class Prefix(msgspec.Struct, frozen=True, order=True):
+class Prefix(msgspec.Struct, frozen=True, order=True, gc=False):
     """`10.244.1.0/24`: an address and a length in bits. Host bits may be set (an interface's address keeps them)."""
 
     address: bytes

@@ -7,6 +7,8 @@ InterfaceAddress, Route, Neighbour, FdbEntry: one row of one table     (`ip addr
 KernelState   many rows: what should be (`want`) or what is (`have`)
 Changes       the ordered way from have to want, as commands
 Failure       one change the kernel refused, with its words
+
+What comes in thousands has gc=False: frozen values cannot hold each other in a circle, and the collector need not walk them.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ TABLE_NAMES = {TABLE_MAIN: "main", TABLE_LOCAL: "local", 253: "default"}
 # ---- leases -----------------------------------------------------------------------------------------------------
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One family of a lease: pods in `subnet` live on the host `public_ip`, behind the VTEP with `mac`.
 
     `public_ip` None: not published. `mac` None: the backend has none (host-gw, udp). `vni` is informational (flannel never compares it).
@@ -60,7 +62,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     vni: int | None = None
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, gc=False):
     """A node's subnets and where they are. At least one family is present. `backend` is flannel's BackendType, "" where it writes none."""
 
     v4: Endpoint | None = None
@@ -88,14 +90,14 @@ def subnet_key(subnet: Prefix | None, subnet6: Prefix | None) -> str:
     return "&".join(f"{format_address(p.address)}-{p.length}" for p in (subnet, subnet6) if p is not None)
 
 
-class Owner(msgspec.Struct, frozen=True):
+class Owner(msgspec.Struct, frozen=True, gc=False):
     """Who holds a lease, kept beside flannel's record where flannel does not look."""
 
     node: str
     boot_id: str
 
 
-class LeaseRecord(msgspec.Struct, frozen=True):
+class LeaseRecord(msgspec.Struct, frozen=True, gc=False):
     """A lease as a store holds it.
 
     `revision` rises with every change of the record and is what compare-and-swap compares; `created` is the store's
@@ -193,7 +195,7 @@ class Vtep(msgspec.Struct, frozen=True):
 # ---- rows of tables ---------------------------------------------------------------------------------------------
 
 
-class InterfaceAddress(msgspec.Struct, frozen=True):
+class InterfaceAddress(msgspec.Struct, frozen=True, gc=False):
     """`ip addr` row. `nodad` is asked for at creation and never read back. `scope` as in rtnetlink (0 global, 253 link)."""
 
     device: str
@@ -206,7 +208,7 @@ class InterfaceAddress(msgspec.Struct, frozen=True):
         return f"{self.address} dev {self.device}{scope}{' nodad' if self.nodad else ''}"
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """`ip route` row. One next hop: a multipath route is one row per next hop. `device` is "" for blackhole and its kin.
 
     `other`: attributes that tweed neither sets nor reads, as the kernel sent them, so that two rows that differ only there stay two.
@@ -248,7 +250,7 @@ class Route(msgspec.Struct, frozen=True):
         return " ".join(words)
 
 
-class Neighbour(msgspec.Struct, frozen=True):
+class Neighbour(msgspec.Struct, frozen=True, gc=False):
     """`ip neigh` row. `mac` None: not resolved. `state` is the NUD_ bits."""
 
     address: bytes
@@ -261,7 +263,7 @@ class Neighbour(msgspec.Struct, frozen=True):
         return f"{format_address(self.address)} dev {self.device}{lladdr} {NUD_NAMES.get(self.state, hex(self.state))}"
 
 
-class FdbEntry(msgspec.Struct, frozen=True):
+class FdbEntry(msgspec.Struct, frozen=True, gc=False):
     """`bridge fdb` row of a VXLAN device (`dst`: the host behind the MAC) or of a bridge port (`dst` None).
 
     `port`, `vni`, `via` (ifindex) are None when the device's own apply. `master`: the row lives in the bridge, not in the device.
@@ -315,7 +317,7 @@ class KernelState(msgspec.Struct, frozen=True):
         return len(self.addresses) + len(self.routes) + len(self.neighbours) + len(self.fdb)
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One row to put (create or replace) or to delete, exactly as described. Prints as the command that does it."""
 
     op: Literal["replace", "delete"]
