@@ -303,13 +303,15 @@ def test_inside_leaves_out_what_is_outside(first):
     everything = ["10.244.0.0/16", "10.244.1.0/24", "10.244.255.255/32", "10.0.0.0/8", "10.245.0.0/24", "0.0.0.0/0", "fd00::/64", "::/0"]
     data = b"".join(map(message, everything))
 
-    def within(inside: str) -> list[str]:
-        return [str(row.dst) for row in rtnl.decode(data, NAMES, Prefix.parse(inside))]
+    def within(inside: str, exact: bool = False) -> list[str]:
+        return [str(row.dst) for row in rtnl.decode(data, NAMES, Prefix.parse(inside), exact=exact)]
 
     assert within("10.244.0.0/16") == everything[:3]
     assert within("0.0.0.0/0") == everything[:6]
     assert within("fd00::/8") == ["fd00::/64"]
     assert within("10.244.1.0/24") == ["10.244.1.0/24"]
+    assert [within(dst, exact=True) for dst in everything] == [[dst] for dst in everything]
+    assert within("10.244.0.0/15", exact=True) == []
     assert [str(row.dst) for row in rtnl.decode(data, NAMES)] == everything
 
 

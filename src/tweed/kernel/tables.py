@@ -52,8 +52,11 @@ def routes(
     device: str | None = None,
     protocol: int | None = None,
     inside: Prefix | None = None,
+    exact: bool = False,
 ) -> list[Route]:
     """The routes of a family (4 or 6) in a table (None: all tables), narrowed by device, protocol, and to destinations within `inside`.
+
+    With `exact` only to `inside` itself: of a full table the default routes cost a tenth of the whole.
 
     A multipath route is one row per next hop; cached routes are left out. A table or device that does not exist has none.
     """
@@ -68,7 +71,7 @@ def routes(
         raise
     found: list[Route] = []
     for data in datagrams:
-        found += wire.decode(data, names, inside)  # type: ignore[arg-type]  # a route dump holds routes
+        found += wire.decode(data, names, inside, exact=exact)  # type: ignore[arg-type]  # a route dump holds routes
     # The kernel compares the device of any next hop, and older ones ignore filters.
     if device is not None:
         found = [row for row in found if row.device == device]
@@ -159,7 +162,7 @@ def present(nl: Netlink, row: Row) -> bool:
             return True
     except KernelError:
         pass  # no route wins: it may be there, in another table or behind a rule
-    return row in routes(nl, row.dst.family, table=row.table, device=row.device or None, protocol=row.protocol, inside=row.dst)
+    return row in routes(nl, row.dst.family, table=row.table, device=row.device or None, protocol=row.protocol, inside=row.dst, exact=True)
 
 
 def lookup_route(

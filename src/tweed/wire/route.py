@@ -23,8 +23,8 @@ U16 = Struct("=H")
 PREF_MEDIUM = b"\0"
 DST_HEADERS = {size: ATTRIBUTE.pack(size + 4, RTA_DST) for size in SIZES.values()}
 
-# A prefix as the decoder compares it: family, length, how far to shift an address, and what is left then.
-Within = tuple[int, int, int, int]
+# A prefix as the decoder compares it: family, length, how far to shift an address, and what is left then; and how long a route may be.
+Within = tuple[int, int, int, int, int]
 
 
 def encode_route(row: Route, index: int, new: bool) -> bytes:
@@ -74,7 +74,7 @@ def read_route(data: bytes, start: int, end: int, names: Mapping[int, str], with
     if size is None or flags & RTM_F_CLONED:
         return []
     if within is not None:
-        if family != within[0] or length < within[1]:
+        if family != within[0] or not within[1] <= length <= within[4]:
             return []
         # The kernel writes RTA_TABLE and RTA_DST first, so most of the others are turned away before anything else is read.
         at = start + 24

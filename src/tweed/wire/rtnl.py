@@ -198,13 +198,15 @@ def get_fdb(mac: bytes, index: int, *, master: bool, bridge: bool, vlan: int | N
 # ---- messages to rows -------------------------------------------------------------------------------------------
 
 
-def decode(data: bytes, names: Mapping[int, str], inside: Prefix | None = None) -> list[Row]:
-    """The rows of all messages of a datagram that carry any. Routes outside `inside` are left out.
+def decode(data: bytes, names: Mapping[int, str], inside: Prefix | None = None, *, exact: bool = False) -> list[Row]:
+    """The rows of all messages of a datagram that carry any. Routes outside `inside` are left out, with `exact` all but those to itself.
 
     Left out too is what is no row of these tables: cached routes, proxy entries, other address families.
     """
     rows: list[Row] = []
-    within = None if inside is None else (FAMILIES[inside.family], inside.length, inside.bits - inside.length, inside.number)
+    within: Within | None = None
+    if inside is not None:
+        within = FAMILIES[inside.family], inside.length, inside.bits - inside.length, inside.number, inside.length if exact else inside.bits
     try:
         for kind, _, _, _, start, end in messages(data):
             reader = READERS.get(kind)
