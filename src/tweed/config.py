@@ -49,6 +49,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def socket(self) -> Path:
         return self.run_dir / SOCKET_NAME
 
+    @property
+    def renew_margin_s(self) -> float:
+        """How long before its end the lease is renewed."""
+        return self.subnet_lease_renew_margin * 60.0
+
 
 class Option(msgspec.Struct, frozen=True):
     """One setting: its flag, how its text is read, and a line of help. `kind` ignored: accepted with one warning."""

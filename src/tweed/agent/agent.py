@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -22,27 +22,28 @@ from tweed.addr import Prefix, format_address
 from tweed.agent import claim, files
 from tweed.agent.attachments import Attachments, NodeNetwork
 from tweed.agent.dataplane import Dataplane, Report
-from tweed.agent.firewall import Firewall
+from tweed.agent.firewall import BRIDGE, Firewall
 from tweed.agent.log import log
+from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
+from tweed.agent.site import Site
 from tweed.config import Settings
-from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
-from tweed.kernel import links, sysctl, tables
+from tweed.errors import KernelError, StoreError, TweedError, UsageError
+from tweed.kernel import links, sysctl
 from tweed.kernel.monitor import Monitor, Notice
 from tweed.kernel.netlink import Netlink
 from tweed.kernel.nft import NftMonitor
-from tweed.kernel.processes import running
 from tweed.model import Endpoint, FdbEntry, InterfaceAddress, Lease, Link, Neighbour, Owner, Route, Vtep
-from tweed.plan.device import SetMac, wanted_vteps
+from tweed.plan.device import wanted_vteps
 from tweed.plan.screen import Problem, Screened, Screening
-from tweed.plan.underlay import Host, NoUnderlay, Underlay, Wish, choose_underlay
-from tweed.stores import LeaseStore, Snapshot, open_store
-from tweed.wire.flannel import Network, device_name, host_overlaps, parse_network
+from tweed.plan.underlay import NoUnderlay, Underlay
+from tweed.stores import LeaseStore, open_store
+from tweed.wire.flannel import Network, device_name, parse_network
+
+T = TypeVar("T")
 
 RETRY_S = (1.0, 60.0)
 NFT_DELAY_S = 1.0
-MAC_REWRITES = (3, 60.0)  # so many restorations within so many seconds: somebody else insists
-MAC_REWRITERS = ("systemd-networkd", "NetworkManager", "systemd-udevd", "connmand", "wickedd")
 
 
 class ConfigChanged(Exception):
@@ -66,6 +67,7 @@ class Agent:
         self.membership: Membership | None = None
         self.network: Network | None = None
         self.network_text = ""
+        self.site: Site | None = None
         self.underlay: Underlay | None = None
         self.screening: Screening | None = None
         self.screened = Screened({}, ())
@@ -82,15 +84,10 @@ class Agent:
         self.reasons: set[str] = set()
         self.retry_s = RETRY_S[0]
         self.retry: asyncio.TimerHandle | None = None
-        self.mac_restored: deque[float] = deque(maxlen=MAC_REWRITES[0])
-        self.mac_adopted = False
+        self.macs = MacWatch()
         self.nft_noted = False
         self.monitor: Monitor | None = None
         self.told: set[str] = set()
-
-    @property
-    def renew_margin_s(self) -> float:
-        return self.settings.subnet_lease_renew_margin * 60.0
 
     # ---- life ------------------------------------------------------------------------------------------------
 
@@ -125,24 +122,22 @@ class Agent:
     async def _serve_network(self) -> None:
         """With one network configuration: join, then keep right."""
         self.complete = False
-        store = await self._open_store()
-        self.network = await self._configuration(store)
-        self.membership = Membership(store, self.owner, self.renew_margin_s, self.on_leases)
-        self.screening = Screening(self.network.backend, self.networks)
-        self.membership.see_snapshot(await self._first_look(store))
-        claim.check_backend_reading(self.network, self.membership.records.values())
-        if self.network.direct_routing:
+        store: LeaseStore = self.store or await self._insist(self._open_store)
+        network, text = await self._insist(lambda: self._configuration(store))
+        self.store, self.network, self.network_text = store, network, text
+        self.site = Site(self.settings, network, self.netlink)
+        self.screening = Screening(network.backend, network.networks)
+        self.changed = None
+        self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases)
+        self.membership.see_snapshot(await self._insist(store.snapshot))
+        claim.check_backend_reading(network, self.membership.records.values())
+        if network.direct_routing:
             text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"
             self.problems["direct-routing"] = Problem("direct-routing", "network configuration", text)
-        self.underlay = await self._find_underlay()
-        self.check_overlap()
-        await self._acquire()
-        async for _ in self._tries():
-            try:
-                self._set_up_dataplane()
-                break
-            except TweedError as error:
-                self._wait_for(str(error))
+        self.underlay = await self._insist(self._choose_underlay)
+        self.site.check_overlap()
+        await self._insist(self._acquire)
+        await self._insist(self._set_up_dataplane)
         follower = asyncio.create_task(self.membership.follow())
         try:
             await self._keep_right(follower)
@@ -151,96 +146,56 @@ class Agent:
             with contextlib.suppress(asyncio.CancelledError):
                 await follower
 
-    async def _tries(self) -> AsyncIterator[Backoff]:
-        """Pauses between attempts of a start-up step, for ever; the reason stands in the status meanwhile."""
+    async def _insist(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Try a start-up step until it succeeds; its reason stands in the status meanwhile. What can never work (UsageError) ends the agent."""
         backoff = Backoff()
         while True:
-            yield backoff
-            await backoff.pause()
-
-    def _wait_for(self, why: str) -> None:
-        self.reason = why
-        log.warning("waiting: %s", why)
+            try:
+                return await step()
+            except UsageError:
+                raise
+            except TweedError as error:
+                self.reason = str(error)
+                log.warning("waiting: %s", error)
+                await backoff.pause()
 
     async def _open_store(self) -> LeaseStore:
-        if self.store is not None:
-            return self.store
-        async for _ in self._tries():
-            try:
-                self.store = open_store(self.settings.store)
-                return self.store
-            except StoreUnavailable as error:
-                self._wait_for(str(error))
-        raise AssertionError("tries never end")
+        return open_store(self.settings.store)
 
-    async def _configuration(self, store: LeaseStore) -> Network:
-        """The stored network configuration; an empty store is seeded from --net-config-path."""
-        async for _ in self._tries():
-            try:
-                text = await store.config()
-                if text is None and (seed := files.read_text(self.settings.net_config_path)) is not None:
-                    parse_network(seed)
-                    await store.set_config(seed, replace=False)
-                    text = await store.config()
-            except StoreError as error:
-                self._wait_for(str(error))
-                continue
-            if text is not None:
-                network = parse_network(text)
-                claim.check_supported(network)
-                self.network_text = text
-                return network
-            self._wait_for(f"no network configuration in {self.settings.store}, and no file {self.settings.net_config_path}: write one with tweed net init")
-        raise AssertionError("tries never end")
+    async def _configuration(self, store: LeaseStore) -> tuple[Network, str]:
+        """The stored network configuration and its text; an empty store is seeded from --net-config-path."""
+        text = await store.config()
+        if text is None and (seed := files.read_text(self.settings.net_config_path)) is not None:
+            parse_network(seed)
+            await store.set_config(seed, replace=False)
+            text = await store.config()
+        if text is None:
+            s = self.settings
+            raise TweedError(f"no network configuration in {s.store}, and no file {s.net_config_path}: write one with tweed net init")
+        network = parse_network(text)
+        claim.check_supported(network)
+        return network, text
 
-    async def _first_look(self, store: LeaseStore) -> Snapshot:
-        async for _ in self._tries():
-            try:
-                return await store.snapshot()
-            except StoreError as error:
-                self._wait_for(str(error))
-        raise AssertionError("tries never end")
+    async def _choose_underlay(self) -> Underlay:
+        assert self.site is not None
+        underlay = self.site.underlay()
+        addresses = " and ".join(format_address(a) for a in (underlay.local, underlay.local6) if a is not None)
+        log.info("underlay is %s with %s, because of %s", underlay.device, addresses, underlay.why)
+        return underlay
 
-    # ---- where this node is ------------------------------------------------------------------------------------
+    async def _acquire(self) -> None:
+        """Hold a lease: the one that is provably ours, else a new one."""
+        assert self.membership is not None and self.site is not None and self.underlay is not None
+        self.membership.hold(await claim.acquire(self.membership, self.site.request(self.owner, self.underlay)))
+        log.info("lease %s is this node's", self.lease())
 
-    @property
-    def families(self) -> tuple[int, ...]:
-        assert self.network is not None
-        return tuple(f for f, on in ((4, self.network.enable_ipv4), (6, self.network.enable_ipv6)) if on)
-
-    @property
-    def networks(self) -> tuple[Prefix, ...]:
-        assert self.network is not None
-        return self.network.networks
-
-    def _host(self) -> Host:
-        ours = {device_name(self.network.vni, f) for f in (4, 6)} if self.network else set()
-        found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
-        addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
-        defaults = tuple(r for f in (4, 6) for r in tables.routes(self.netlink, f) if r.dst.length == 0)
-        return Host(found, addresses, defaults)
-
-    def choose_underlay_now(self) -> Underlay:
-        s = self.settings
-        wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
-        return choose_underlay(wish, self._host(), lambda address: tables.lookup_route(self.netlink, address))
-
-    async def _find_underlay(self) -> Underlay:
-        async for _ in self._tries():
-            try:
-                underlay = self.choose_underlay_now()
-                addresses = " and ".join(format_address(a) for a in (underlay.local, underlay.local6) if a is not None)
-                log.info("underlay is %s with %s, because of %s", underlay.device, addresses, underlay.why)
-                return underlay
-            except (NoUnderlay, KernelError) as error:
-                self._wait_for(str(error))
-        raise AssertionError("tries never end")
+    # ---- what should be --------------------------------------------------------------------------------------
 
     def _follow_underlay(self) -> None:
         """An underlay that changed its address, index or MTU is followed; one that is gone is waited for."""
-        assert self.underlay is not None
+        assert self.underlay is not None and self.site is not None
         try:
-            underlay = self.choose_underlay_now()
+            underlay = self.site.underlay()
         except (NoUnderlay, KernelError) as error:
             self.problems["underlay"] = Problem("underlay", self.underlay.device, str(error))
             return
@@ -250,46 +205,6 @@ class Agent:
             self.underlay = underlay
             self.dataplane.vteps = self.wanted_vteps()
             self._write_subnet_file()
-
-    def check_overlap(self, network: Network | None = None) -> None:
-        """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are."""
-        network = network or self.network
-        assert network is not None
-        previous = files.previous_subnet(self.settings.subnet_file)
-        own = [p for p in (previous.subnet, previous.subnet6) if p is not None]
-        addresses = [(a.device, a.address) for a in self._host().addresses if not any(p.contains(a.address) for p in own)]
-        if overlaps := host_overlaps(network, addresses, {device_name(network.vni, f) for f in (4, 6)}):
-            raise UsageError(overlaps[0])
-
-    # ---- the lease ---------------------------------------------------------------------------------------------
-
-    def request(self) -> claim.Request:
-        """Who asks for a lease."""
-        assert self.network is not None and self.underlay is not None
-        devices = {family: links.link(self.netlink, device_name(self.network.vni, family)) for family in self.families}
-        return claim.Request(
-            network=self.network,
-            owner=self.owner,
-            public_ip=self.underlay.local,
-            public_ip6=self.underlay.local6,
-            previous=files.previous_subnet(self.settings.subnet_file),
-            local_macs={family: link.mac for family, link in devices.items() if link is not None},
-            renew_margin_s=self.renew_margin_s,
-        )
-
-    async def _acquire(self) -> None:
-        """Hold a lease: the one that is provably ours, else a new one. Full, or no store: wait and say so."""
-        assert self.membership is not None
-        async for backoff in self._tries():
-            try:
-                record = await claim.acquire(self.membership, self.request())
-            except TweedError as error:
-                self._wait_for(str(error))
-                continue
-            self.membership.hold(record)
-            backoff.reset()
-            log.info("lease %s is this node's", record.lease)
-            return
 
     def lease(self) -> Lease:
         """What the store should say of this node."""
@@ -304,14 +219,12 @@ class Agent:
     def _mac(self, endpoint: Endpoint) -> bytes | None:
         """The published VTEP MAC: the lease's own, or the device's where somebody insists on another."""
         assert self.network is not None and self.membership is not None and self.membership.own is not None
-        if self.mac_adopted:
+        if self.macs.adopted:
             family = endpoint.subnet.family
             link = links.link(self.netlink, device_name(self.network.vni, family))
             if link is not None and link.mac not in other_macs(self.membership.records, self.membership.own.key, family):
                 return link.mac
         return endpoint.mac
-
-    # ---- the kernel --------------------------------------------------------------------------------------------
 
     def wanted_vteps(self) -> tuple[Vtep, ...]:
         assert self.network is not None and self.underlay is not None
@@ -322,14 +235,15 @@ class Agent:
         """What fits every family: FLANNEL_MTU and the bridge's."""
         return min((vtep.mtu for vtep in self.dataplane.vteps), default=0)
 
-    def _set_up_dataplane(self) -> None:
+    async def _set_up_dataplane(self) -> None:
+        assert self.network is not None
         self.dataplane.vteps = self.wanted_vteps()
         # Rows of an earlier network are ours too, until the first pass has removed them.
         earlier = [Prefix.parse(text) for text in self.notes.noted.networks]
-        self.dataplane.networks = tuple(dict.fromkeys([*self.networks, *earlier]))
+        self.dataplane.networks = tuple(dict.fromkeys([*self.network.networks, *earlier]))
         files.remove_stale_devices(self.netlink, self.notes, keep=[v.name for v in self.dataplane.vteps])
         self.notes.add("devices", (v.name for v in self.dataplane.vteps))
-        self.notes.add("networks", (str(n) for n in self.networks))
+        self.notes.add("networks", (str(n) for n in self.network.networks))
         self.notes.add("files", [str(self.settings.subnet_file)])
         self._write_subnet_file()
         self.attachments.reconcile()
@@ -350,7 +264,7 @@ class Agent:
         if self.membership.fenced:
             raise TweedError(self.membership.fenced)
         own = self.membership.own.lease
-        return NodeNetwork(own.v4.subnet if own.v4 else None, own.v6.subnet if own.v6 else None, self.mtu, "cni0", self.networks)
+        return NodeNetwork(own.v4.subnet if own.v4 else None, own.v6.subnet if own.v6 else None, self.mtu, BRIDGE, self.dataplane.networks)
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -444,7 +358,8 @@ class Agent:
         self.dataplane.peers = self.screened.peers
         report = self.dataplane.look()
         self._expect(report)
-        self._watch_mac(report)
+        if problem := self.macs.see(report):
+            self.problems["mac-rewritten"] = problem
         return await self._firewall(report)
 
     def _expect(self, report: Report) -> None:
@@ -468,6 +383,7 @@ class Agent:
         self.told = now
 
     def _finish(self, report: Report, reasons: set[str]) -> None:
+        assert self.network is not None
         self.report = report
         self._tell_problems()
         self.passes += 1
@@ -484,8 +400,8 @@ class Agent:
             self.retry_s = RETRY_S[0]
             if not self.complete:
                 log.info("ready: %d peers programmed", len(self.screened.peers))
-                self.dataplane.networks = self.networks
-                self.notes.set_networks([str(n) for n in self.networks])
+                self.dataplane.networks = self.network.networks
+                self.notes.set_networks([str(n) for n in self.network.networks])
             self.complete, self.reason = True, ""
 
     async def _check_configuration(self) -> None:
@@ -501,7 +417,7 @@ class Agent:
             network = parse_network(text)
             claim.check_supported(network)
             claim.check_backend_reading(network, self.membership.records.values())
-            self.check_overlap(network)
+            Site(self.settings, network, self.netlink).check_overlap()
         except UsageError as error:
             self.problems["config"] = Problem("config", self.settings.store, f"the new configuration is wrong, the old one stays in force: {error}")
             return
@@ -510,20 +426,6 @@ class Agent:
             self.network_text = text
             return
         raise ConfigChanged
-
-    def _watch_mac(self, report: Report) -> None:
-        """Restore a changed MAC, but not for ever: who keeps rewriting it is named, and its MAC published, so that traffic flows."""
-        now = time.monotonic()
-        if not any(isinstance(step, SetMac) for step in report.steps) or self.mac_adopted:
-            return
-        self.mac_restored.append(now)
-        if len(self.mac_restored) == MAC_REWRITES[0] and now - self.mac_restored[0] < MAC_REWRITES[1]:
-            self.mac_adopted = True
-            name = next(step.name for step in report.steps if isinstance(step, SetMac))
-            suspects = running(MAC_REWRITERS)
-            who = " or ".join(suspects) if suspects else "another program (udev, systemd-networkd and NetworkManager do that)"
-            text = f"{who} keeps changing its MAC: this node publishes whatever MAC it has; tell it to leave the device alone with `tweed node-files`"
-            self.problems["mac-rewritten"] = Problem("mac-rewritten", name, text)
 
     # ---- what others see -----------------------------------------------------------------------------------------
 

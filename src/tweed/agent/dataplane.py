@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 import msgspec
 from msgspec.structs import replace
@@ -17,7 +18,7 @@ from tweed.agent.log import log
 from tweed.errors import KernelError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.netlink import Netlink
-from tweed.model import Changes, Failure, KernelState, Lease, Link, Vtep
+from tweed.model import Changes, Failure, KernelState, Lease, Link, Route, Vtep
 from tweed.plan.device import Create, Delete, DeviceStep, SetLocal, SetMac, SetMtu, SetUp, device_steps
 from tweed.plan.diff import confirmed, diff, held, split
 from tweed.plan.rows import Found, Shadow, divide, lease_rows, shadows, vtep_address
@@ -45,6 +46,7 @@ class Dataplane:
         self.vteps: tuple[Vtep, ...] = ()
         self.networks: tuple[Prefix, ...] = ()
         self.peers: dict[str, Lease] = {}
+        self.foreign: frozenset[tuple[Prefix, int]] = frozenset()
 
     @property
     def devices(self) -> dict[int, str]:
@@ -65,7 +67,8 @@ class Dataplane:
         if broken:
             want = _without(want, set(broken))
         found = self._have(usable)
-        changes = diff(want, found.ours)
+        self.foreign = frozenset((route.dst, route.metric) for route in found.foreign)
+        changes = self._without_harm(diff(want, found.ours))
         if any(change.op == "delete" for change in changes):
             changes = confirmed(changes, diff(want, self._have(usable).ours))
         failures = self._apply(changes, found.ours)
@@ -78,7 +81,7 @@ class Dataplane:
         started, cpu = time.monotonic(), time.process_time()
         before, self.peers = self.peers, peers
         have = lease_rows(_other_than(peers, before), self.devices)
-        changes = diff(lease_rows(_other_than(before, peers), self.devices), have)
+        changes = self._without_harm(diff(lease_rows(_other_than(before, peers), self.devices), have))
         report = Report((), changes, self._apply(changes, have), {}, (), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
         return report
@@ -140,6 +143,12 @@ class Dataplane:
         )
         return divide(have, vteps, self.networks)
 
+    def _without_harm(self, changes: Changes) -> Changes:
+        """Without the routes whose put would overwrite somebody else's: the kernel replaces by prefix and metric, whatever the device."""
+        if not self.foreign:
+            return changes
+        return tuple(c for c in changes if not (c.op == "replace" and isinstance(c.row, Route) and (c.row.dst, c.row.metric) in self.foreign))
+
     def _apply(self, changes: Changes, have: KernelState) -> tuple[Failure, ...]:
         puts, deletes = split(changes)
         failures = tables.apply(self.netlink, puts) if puts else ()
@@ -147,11 +156,6 @@ class Dataplane:
             waiting = set(held(deletes, failures, have))
             deletes = tuple(change for change in deletes if change not in waiting)
         return failures + (tables.apply(self.netlink, deletes) if deletes else ())
-
-
-def _other_than(some: dict[str, Lease], others: dict[str, Lease]) -> list[Lease]:
-    """The leases of `others` that are not in `some`. Nearly all are the very same objects, and to compare these is cheap."""
-    return [lease for key, lease in others.items() if (known := some.get(key)) is not lease and known != lease]
 
 
 def find_devices(netlink: Netlink) -> list[Link]:

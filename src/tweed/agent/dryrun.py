@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tweed.agent import claim, files
-from tweed.agent.agent import Agent
+from tweed.agent.dataplane import Dataplane
 from tweed.agent.firewall import rehearse, wish
+from tweed.agent.site import Site
 from tweed.config import Settings
 from tweed.errors import UsageError
-from tweed.model import LeaseRecord
+from tweed.kernel import sysctl
+from tweed.kernel.netlink import Netlink
+from tweed.model import LeaseRecord, Owner
 from tweed.plan.device import wanted_vteps
 from tweed.plan.screen import screen
 from tweed.stores import Snapshot, open_store
@@ -39,28 +42,32 @@ def commands(settings: Settings) -> Iterator[str]:
         if text is None:
             raise UsageError(f"no network configuration in {settings.store}, and no file {settings.net_config_path}: write one with tweed net init")
         yield f"# would seed {settings.store} from {settings.net_config_path}"
-    agent = Agent(settings)
-    agent.network = parse_network(text)
-    claim.check_supported(agent.network)
-    agent.underlay = agent.choose_underlay_now()
-    yield f"# underlay {agent.underlay.device}, because of {agent.underlay.why}"
-    agent.check_overlap()
+    network = parse_network(text)
+    claim.check_supported(network)
+    netlink = Netlink()
+    site = Site(settings, network, netlink)
+    underlay = site.underlay()
+    yield f"# underlay {underlay.device}, because of {underlay.why}"
+    site.check_overlap()
     records = {record.key: record for record in snapshot.records}
-    claim.check_backend_reading(agent.network, records.values())
-    decision = claim.decide(records, [junk.key for junk in snapshot.junk], agent.request(), random.Random(0).randrange)
+    claim.check_backend_reading(network, records.values())
+    owner = Owner(settings.node_name, sysctl.boot_id())
+    decision = claim.decide(records, [junk.key for junk in snapshot.junk], site.request(owner, underlay), random.Random(0).randrange)
     for rival in decision.rivals:
         yield f"# conflict: {rival}"
     known = "keep" if decision.record is not None else "claim (one of the free ones; a start may pick another)"
     yield f"# would {known} lease {decision.lease.key} = {format_lease(decision.lease)}"
-    agent.dataplane.vteps = wanted_vteps(agent.network, decision.lease, agent.underlay)
-    agent.dataplane.networks = agent.networks
-    own = LeaseRecord(decision.lease, agent.owner, 0, 0)
-    screened = screen(records.values(), snapshot.junk, own, agent.network.backend, agent.networks)
+    own = LeaseRecord(decision.lease, owner, 0, 0)
+    screened = screen(records.values(), snapshot.junk, own, network.backend, network.networks)
     for problem in screened.problems:
         yield f"# problem: {problem}"
-    agent.dataplane.peers = screened.peers
-    yield from agent.dataplane.plan()
-    yield from rehearse(wish(settings, agent.network, decision.lease, agent.dataplane.devices))
+    dataplane = Dataplane(netlink)
+    dataplane.vteps = wanted_vteps(network, decision.lease, underlay)
+    dataplane.networks = network.networks
+    dataplane.peers = screened.peers
+    yield from dataplane.plan()
+    yield from rehearse(wish(settings, network, decision.lease, dataplane.devices))
     yield f"# would write {settings.subnet_file}:"
-    for line in format_subnet_env(agent.network, decision.lease, agent.mtu, settings.ip_masq).splitlines():
+    mtu = min(vtep.mtu for vtep in dataplane.vteps)
+    for line in format_subnet_env(network, decision.lease, mtu, settings.ip_masq).splitlines():
         yield f"#   {line}"

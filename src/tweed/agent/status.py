@@ -39,7 +39,7 @@ def document(agent: Agent) -> dict[str, Any]:
         "vtep_mac": _mac(lease.v4),
         "vtep_mac6": _mac(lease.v6),
         "mtu": agent.mtu or None,
-        "network": None if agent.network is None else {"networks": [str(n) for n in agent.networks], "backend": agent.network.backend},
+        "network": None if agent.network is None else {"networks": [str(n) for n in agent.network.networks], "backend": agent.network.backend},
         "underlay": None if underlay is None else {"device": underlay.device, "mtu": underlay.mtu, "why": underlay.why},
         "store": {
             "url": agent.settings.store,

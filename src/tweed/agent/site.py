@@ -1,0 +1,61 @@
+"""Where this node is, read from the kernel at the moment it is asked for: its underlay, and what else the host has."""
+
+from __future__ import annotations
+
+from tweed.addr import Prefix
+from tweed.agent import files
+from tweed.agent.claim import Request
+from tweed.config import Settings
+from tweed.errors import UsageError
+from tweed.kernel import links, tables
+from tweed.kernel.netlink import Netlink
+from tweed.model import Owner
+from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay
+from tweed.wire.flannel import Network, device_name, host_overlaps
+
+
+class Site:
+    """This host, seen by an agent that serves `network`."""
+
+    def __init__(self, settings: Settings, network: Network, netlink: Netlink) -> None:
+        self.settings = settings
+        self.network = network
+        self.netlink = netlink
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return tuple(f for f, on in ((4, self.network.enable_ipv4), (6, self.network.enable_ipv6)) if on)
+
+    def host(self) -> Host:
+        """The host's devices, addresses and default routes without our own devices."""
+        ours = {device_name(self.network.vni, family) for family in (4, 6)}
+        found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
+        addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
+        defaults = tuple(r for family in (4, 6) for r in tables.routes(self.netlink, family) if r.dst.length == 0)
+        return Host(found, addresses, defaults)
+
+    def underlay(self) -> Underlay:
+        """The underlay that would be chosen now. Raises NoUnderlay, UsageError, KernelError."""
+        s = self.settings
+        wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
+        return choose_underlay(wish, self.host(), lambda address: tables.lookup_route(self.netlink, address))
+
+    def check_overlap(self) -> None:
+        """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are."""
+        own: list[Prefix] = list(files.previous_subnet(self.settings.subnet_file).subnets)
+        addresses = [(a.device, a.address) for a in self.host().addresses if not any(p.contains(a.address) for p in own)]
+        if overlaps := host_overlaps(self.network, addresses, {device_name(self.network.vni, family) for family in (4, 6)}):
+            raise UsageError(overlaps[0])
+
+    def request(self, owner: Owner, underlay: Underlay) -> Request:
+        """Who asks for a lease."""
+        devices = {family: links.link(self.netlink, device_name(self.network.vni, family)) for family in self.families}
+        return Request(
+            network=self.network,
+            owner=owner,
+            public_ip=underlay.local,
+            public_ip6=underlay.local6,
+            previous=files.previous_subnet(self.settings.subnet_file),
+            local_macs={family: link.mac for family, link in devices.items() if link is not None},
+            renew_margin_s=self.settings.renew_margin_s,
+        )
