@@ -141,6 +141,7 @@ def ping(pairs: Iterable[tuple[str, str]], rounds: int = 1, patience_s: float = 
                 kind = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if key[1] == 6 else (socket.AF_INET, socket.IPPROTO_ICMP)
                 sockets[key] = made = stack.enter_context(socket_in(netns, kind[0], socket.SOCK_RAW, kind[1]))
                 made.setblocking(False)
+                made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # all answers wait there until all requests are sent
         owners = {made.fileno(): (key, made) for key, made in sockets.items()}
         poll = select.poll()
         for descriptor in owners:
@@ -161,6 +162,7 @@ def ping(pairs: Iterable[tuple[str, str]], rounds: int = 1, patience_s: float = 
 
 
 IDENTIFIER = b"tw"
+SO_RCVBUFFORCE = 33
 
 
 def echo_request(family: int, number: int) -> bytes:

@@ -197,6 +197,12 @@ def test_a_lab_from_a_file_with_another_network(tmp_path):
         assert lab.node_status("a")["subnet"] == "10.50.7.0/24" and [str(pod) for pod in lab.pods] == ["a/web", "a/db", "b/pod1"]
         assert "vxlan id 7 " in lab.run("b", "ip -d link show flannel.7")
         assert ping(all_pairs(lab.pods)) == set()
+        # an agent that ended is said, and what it programmed carries packets on
+        os.kill(lab.node_status("b")["agent_pid"], signal.SIGKILL)
+        done = eventually(lambda: (done := lab.tweed("status", "--json")).returncode == 1 and done, "status notices")
+        assert [node["agent_pid"] is None for node in json.loads(done.stdout)["nodes"]] == [False, True]
+        assert "silent" in lab.tweed("status").stdout
+        assert ping(all_pairs(lab.pods)) == set()
 
 
 def test_fifty_nodes_and_every_pair():
