@@ -122,9 +122,11 @@ class Agent:
     async def _serve_network(self) -> None:
         """With one network configuration: join, then keep right."""
         self.complete = False
-        store: LeaseStore = self.store or await self._insist(self._open_store)
+        if self.store is None:
+            self.store = await self._insist(self._open_store)
+        store = self.store
         network, text = await self._insist(lambda: self._configuration(store))
-        self.store, self.network, self.network_text = store, network, text
+        self.network, self.network_text = network, text
         self.site = Site(self.settings, network, self.netlink)
         self.screening = Screening(network.backend, network.networks)
         self.changed = None
