@@ -76,12 +76,13 @@ class Dataplane:
         _say(report)
         return report
 
-    def change(self, peers: dict[str, Lease]) -> Report:
-        """Go from the peers that were programmed to `peers`: only the rows of the leases that differ."""
+    def change(self, peers: dict[str, Lease], changed: AbstractSet[str] | None = None) -> Report:
+        """Go from the peers that were programmed to `peers`: only the rows of the leases that differ. `changed`: among these keys; None: any."""
         started, cpu = time.monotonic(), time.process_time()
         before, self.peers = self.peers, peers
-        have = lease_rows(_other_than(peers, before), self.devices)
-        changes = self._without_harm(diff(lease_rows(_other_than(before, peers), self.devices), have))
+        differ = [key for key in (before.keys() | peers.keys() if changed is None else changed) if before.get(key) != peers.get(key)]
+        have = lease_rows([before[key] for key in differ if key in before], self.devices)
+        changes = self._without_harm(diff(lease_rows([peers[key] for key in differ if key in peers], self.devices), have))
         report = Report((), changes, self._apply(changes, have), {}, (), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
         return report

@@ -39,11 +39,15 @@ def screen(records: Iterable[LeaseRecord], junk: Iterable[Junk], own: LeaseRecor
 
 
 class Screening:
-    """`screen`, kept: a change of one lease among many costs a look at that lease only, as long as no two leases are in each other's way."""
+    """`screen`, kept: a change of one lease among many costs a look at that lease only, as long as no two leases are in each other's way.
+
+    `changed`: the keys of the peers that the last look may have changed, None for all.
+    """
 
     def __init__(self, backend: str, networks: Sequence[Prefix]) -> None:
         self.backend = backend
         self.networks = networks
+        self.changed: AbstractSet[str] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -56,8 +60,10 @@ class Screening:
     def see(self, records: Mapping[str, LeaseRecord], junk: Iterable[Junk], own: LeaseRecord | None, changed: AbstractSet[str] | None = None) -> Screened:
         """What `screen` says of all these records. `changed`: the keys that may differ from what was seen last, None for all."""
         same_own = own is not None and self.own is not None and (own.lease, own.owner) == (self.own.lease, self.own.owner)
+        self.changed = changed
         if changed is None or not same_own or not self._see_some(records, changed):
             self._see_all(records, own)
+            self.changed = None
         problems = [Problem("junk-lease", j.key, j.why) for j in junk]
         for key in sorted(self.problems, key=lambda key: records[key].created):
             problems += self.problems[key]
