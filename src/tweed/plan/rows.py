@@ -17,6 +17,7 @@ from tweed.model import (
     PROTOCOL,
     PROTOCOL_KERNEL,
     TABLE_MAIN,
+    Change,
     Endpoint,
     FdbEntry,
     InterfaceAddress,
@@ -116,7 +117,7 @@ class Shadow(msgspec.Struct, frozen=True):
     row: Route
 
     def __str__(self) -> str:
-        return f"traffic for {self.subnet} takes the foreign route `{self.row}` instead of the overlay; remove it with: ip route del {self.row}"
+        return f"traffic for {self.subnet} takes the foreign route `{self.row}` instead of the overlay; remove it with: {Change('delete', self.row)}"
 
 
 def shadows(foreign: Iterable[Route], want: Iterable[Route]) -> list[Shadow]:
