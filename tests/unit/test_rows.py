@@ -9,6 +9,7 @@ from tweed.model import (
     PROTOCOL,
     PROTOCOL_BOOT,
     PROTOCOL_KERNEL,
+    Change,
     Endpoint,
     FdbEntry,
     InterfaceAddress,
@@ -125,4 +126,4 @@ WANT = lease_rows([Lease(V4, V6)], {4: "flannel.1", 6: "flannel-v6.1"}).routes
 def test_which_foreign_routes_shadow_a_peer(row, beats):
     found = shadows([row], WANT)
     assert [s.row for s in found] == ([row] if beats else [])
-    assert all(f"ip route del {row}" in str(s) for s in found)
+    assert all(str(s).endswith(f"remove it with: {Change('delete', row)}") for s in found)
