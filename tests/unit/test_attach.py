@@ -11,6 +11,7 @@ from tweed.errors import UsageError
 from tweed.model import Link
 from tweed.plan import attach
 from tweed.plan.attach import AttachRequest, Facts, NodeNetwork, Refused
+from tweed.wire.packet import internet_checksum
 
 V4 = Prefix.parse("10.244.1.0/24")
 V6 = Prefix.parse("fd00:10:244:1::/64")
@@ -208,7 +209,7 @@ def test_announcements():
     packet = advertisement[14:]
     # RFC 1071: summed with its checksum, the pseudo header and the body give all ones.
     summed = packet[8:40] + (32).to_bytes(4, "big") + b"\0\0\0\x3a" + packet[40:]
-    assert attach.checksum(summed) == 0 and packet[40] == 136 and packet[44] == 0x20
+    assert internet_checksum(summed) == 0 and packet[40] == 136 and packet[44] == 0x20
 
 
 def test_an_attachment_survives_its_json():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from hashlib import blake2b
-from struct import Struct
 from typing import Any
 
 import msgspec
@@ -20,6 +19,8 @@ import msgspec
 from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac, parse_address, parse_mac
 from tweed.errors import TweedError, UsageError
 from tweed.model import PROTOCOL_BOOT, Change, InterfaceAddress, Link, Route
+from tweed.wire.packet import Arp, Ethernet, Icmpv6, Ipv6, encode
+from tweed.wire.packet import tables as packet
 
 CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # CNI specification 1.1, "Parameters"
 GATEWAY = 1  # the offset of the gateway in the node's subnet, as flannel's FLANNEL_SUBNET has it
@@ -348,27 +349,15 @@ def commands(steps: tuple[Step, ...], netns: str) -> list[str]:
 
 # ---- announcements ----------------------------------------------------------------------------------------------
 
-ETHERNET_TYPE = Struct("!H")
-ARP = Struct("!HHBBH6s4s6s4s")
-IPV6 = Struct("!IHBB16s16s")
-ADVERTISEMENT = Struct("!BBHI16sBB6s")
-
 
 def announcement(mac: bytes, address: bytes) -> bytes:
     """The Ethernet frame that tells everybody on the bridge that `address` is at `mac`."""
     if len(address) == 4:  # RFC 5227 section 3: an ARP request for oneself
-        return b"\xff" * 6 + mac + ETHERNET_TYPE.pack(0x0806) + ARP.pack(1, 0x0800, 6, 4, 1, mac, address, bytes(6), address)
+        return encode(Ethernet(b"\xff" * 6, mac, packet.ARP), Arp(1, mac, address, bytes(6), address))
     # RFC 4861 section 7.2.6: unsolicited, Override set, to all nodes, hop limit 255
-    override = 0x20000000
-    body = ADVERTISEMENT.pack(136, 0, 0, override, address, 2, 1, mac)
-    pseudo_header = address + ALL_NODES + len(body).to_bytes(4, "big") + bytes(3) + b"\x3a"
-    body = ADVERTISEMENT.pack(136, 0, checksum(pseudo_header + body), override, address, 2, 1, mac)
-    return b"\x33\x33" + ALL_NODES[-4:] + mac + ETHERNET_TYPE.pack(0x86DD) + IPV6.pack(6 << 28, len(body), 58, 255, address, ALL_NODES) + body
-
-
-def checksum(data: bytes) -> int:
-    """The internet checksum (RFC 1071) of an even number of bytes: the one's complement of their sum modulo 65535."""
-    return 0xFFFF - (int.from_bytes(data, "big") % 0xFFFF or 0xFFFF)
+    advertisement, target = Icmpv6.advertise(address, mac, solicited=False)
+    to_all = Ethernet(b"\x33\x33" + ALL_NODES[-4:], mac, packet.IPV6)
+    return encode(to_all, Ipv6(address, ALL_NODES, packet.ICMPV6, hop_limit=255), advertisement, payload=target)
 
 
 # ---- as text ----------------------------------------------------------------------------------------------------
