@@ -4,8 +4,8 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.oracles.diff import apply
+
 from tweed.addr import Prefix
 from tweed.model import Change, Failure, FdbEntry, InterfaceAddress, KernelState, Neighbour, Route
 from tweed.plan.diff import confirmed, diff, held, split
