@@ -329,6 +329,23 @@ class Agent:
                 follower.result()
             if not self.paused:
                 await self._pass(reasons or {"renewal"})
+                if reasons != {"lease"}:
+                    await self._rest(min(3 * self.report.duration_s, 5.0))
+
+    async def _rest(self, seconds: float) -> None:
+        """Never more than a quarter of a core on drift, however fast it comes; changes of leases do not wait for that."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if "lease" in self.reasons and not self.paused:
+                self.reasons.discard("lease")
+                await self._pass({"lease"})
+                continue
+            self.wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self.wake.wait()
+        if self.reasons:
+            self.wake.set()
 
     async def _pass(self, reasons: set[str]) -> None:
         """One turn: screen, mend, publish, and remember how it went."""
@@ -341,20 +358,18 @@ class Agent:
         except KernelError as error:  # a device that went between two questions, an answer that was lost
             report = Report(device_failures={"kernel": str(error)})
         self._finish(report, reasons)
-        if reasons != {"lease"}:  # never more than a quarter of a core on drift, however fast it comes
-            await asyncio.sleep(min(3 * report.duration_s, 5.0))
 
     async def _mend(self, reasons: set[str]) -> Report:
         assert self.membership is not None and self.screening is not None
-        self.screened = self.screening.see(self.membership.records, self.membership.junk.values(), self.membership.own, self.changed)
-        self.changed = set()
         settled = self.complete and not self.report.failures and not self.report.device_failures
-        if settled and reasons == {"lease"}:
-            report = self.dataplane.change(self.screened.peers)
-            self._expect(report)
-            return msgspec.structs.replace(report, shadows=self.report.shadows)
         if settled and reasons == {"nftables"}:
             return await self._firewall(msgspec.structs.replace(self.report, steps=(), changes=()))
+        self.screened = self.screening.see(self.membership.records, self.membership.junk.values(), self.membership.own, self.changed)
+        self.changed = set()
+        if settled and reasons == {"lease"}:
+            report = self.dataplane.change(self.screened.peers, self.screening.changed)
+            self._expect(report)
+            return msgspec.structs.replace(report, shadows=self.report.shadows)
         self._follow_underlay()
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers

@@ -13,6 +13,8 @@ from tweed.model import Owner
 from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
+EVERYTHING = (Prefix.parse("0.0.0.0/0"), Prefix.parse("::/0"))
+
 
 class Site:
     """This host, seen by an agent that serves `network`."""
@@ -31,7 +33,7 @@ class Site:
         ours = {device_name(self.network.vni, family) for family in (4, 6)}
         found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
         addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
-        defaults = tuple(r for family in (4, 6) for r in tables.routes(self.netlink, family) if r.dst.length == 0)
+        defaults = tuple(r for everything in EVERYTHING for r in tables.routes(self.netlink, everything.family, inside=everything, exact=True))
         return Host(found, addresses, defaults)
 
     def underlay(self) -> Underlay:
