@@ -21,7 +21,7 @@ from tweed.stores import TTL_S
 from tweed.stores.sqlite import SqliteStore
 
 COUNTS = (0, 1_000, 10_000)
-EVENTS, PAUSE_S = 120, 0.1
+EVENTS, PAUSE_S = 120, 0.05
 
 
 def main() -> None:
