@@ -24,7 +24,7 @@ import pytest
 from tweed.agent.client import call
 from tweed.kernel.netns import open_netns, run_in
 from tweed.lab import registry
-from tweed.plan.attach import checksum
+from tweed.wire.packet.checksum import internet_checksum
 
 TWEED = [sys.executable, "-m", "tweed"]
 SOURCE = Path(__file__).parent.parent.parent / "src"
@@ -168,7 +168,7 @@ SO_RCVBUFFORCE = 33
 def echo_request(family: int, number: int) -> bytes:
     kind = 8 if family == 4 else 128
     message = struct.pack("!BBH2sH", kind, 0, 0, IDENTIFIER, number) + b"tweed system test"[:16]
-    return message if family == 6 else message[:2] + checksum(message).to_bytes(2, "big") + message[4:]  # of IPv6 the kernel fills it in
+    return message if family == 6 else message[:2] + internet_checksum(message).to_bytes(2, "big") + message[4:]  # of IPv6 the kernel fills it in
 
 
 def all_pairs(pods: list[Pod], family: int = 4) -> list[tuple[str, str]]:
