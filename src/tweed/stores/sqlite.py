@@ -137,8 +137,8 @@ class SqliteStore:
         self.sweep_if_due()
         with self.database.reading() as connection:
             (revision,) = connection.execute("SELECT revision FROM counter").fetchone()
-            rows = connection.execute(f"SELECT {COLUMNS} FROM lease ORDER BY key").fetchall()
-        read = [self.read_row(Row(*row)) for row in rows]
+            # Row by row: ten thousand at once are many megabytes, which the process then keeps.
+            read = [self.read_row(Row(*row)) for row in connection.execute(f"SELECT {COLUMNS} FROM lease ORDER BY key")]
         return Snapshot(revision, tuple(r for r in read if isinstance(r, LeaseRecord)), tuple(r for r in read if isinstance(r, Junk)))
 
     def read_log(self, after: int) -> tuple[Event, ...]:
