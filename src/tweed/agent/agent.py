@@ -131,8 +131,6 @@ class Agent:
         self.screening = Screening(network.backend, network.networks)
         self.changed = None
         self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases)
-        self.membership.see_snapshot(await self._insist(store.snapshot))
-        claim.check_backend_reading(network, self.membership.records.values())
         if network.direct_routing:
             text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"
             self.problems["direct-routing"] = Problem("direct-routing", "network configuration", text)

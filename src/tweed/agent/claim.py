@@ -73,10 +73,11 @@ def decide(records: dict[str, LeaseRecord], junk: Iterable[str], request: Reques
 
 
 async def acquire(membership: Membership, request: Request) -> LeaseRecord:
-    """A lease for this node, written to the store. Raises StoreError, or OutOfSubnets when none is free."""
+    """A lease for this node, written to the store. Raises StoreError, OutOfSubnets when none is free, UsageError beside nodes of another backend."""
     store = membership.store
     for _ in range(RACES):
         membership.see_snapshot(await store.snapshot())
+        check_backend_reading(request.network, membership.records.values())
         decision = decide(membership.records, membership.junk, request, random.randrange)
         for rival in decision.rivals:
             log.error("%s", rival)

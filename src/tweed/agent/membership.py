@@ -55,19 +55,22 @@ class Membership:
     # ---- following -------------------------------------------------------------------------------------------
 
     async def follow(self) -> None:
-        """Snapshot, then watch, for ever. Nothing is removed while the store is away."""
-        backoff = Backoff()
+        """Watch from the last snapshot on, for ever; when the watch breaks, all is read again. Nothing is removed while the store is away."""
+        backoff, broken = Backoff(), False
         while True:
             try:
-                snapshot = await self.store.snapshot()
-                self.see_snapshot(snapshot)
-                async for events in self.store.watch(snapshot.revision):
+                if broken:
+                    self.see_snapshot(await self.store.snapshot())
+                    broken = False
+                async for events in self.store.watch(self.revision):
                     self.see_events(events)
                     backoff.reset()
             except Compacted:
                 log.info("the store no longer keeps the changes since revision %d: reading all leases again", self.revision)
+                broken = True
             except StoreError as error:
                 self.lost(error)
+                broken = True
                 await backoff.pause()
 
     def see_snapshot(self, snapshot: Snapshot) -> None:
