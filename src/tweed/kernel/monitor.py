@@ -76,7 +76,8 @@ class Monitor:
         new IPv6 addresses are announced by a work queue (addrconf_dad_work), at some later time.
         """
         for change in changes:
-            self._expected.add(echo_of("new" if change.op == "replace" else "del", change.row))
+            if not isinstance(change.row, Route):  # these are announced with our port
+                self._expected.add(echo_of("new" if change.op == "replace" else "del", change.row))
 
     def drain(self) -> list[Notice]:
         """What has happened since the last call, in order. Never blocks."""
