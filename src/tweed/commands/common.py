@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, load
+from tweed.errors import TweedError
 from tweed.stores import LeaseStore, open_store
 
 T = TypeVar("T")
@@ -61,8 +62,11 @@ def store_url(given: str | None) -> str:
         return load(agent_flags(), os.environ, socket.gethostname())[0].store
 
 
-def with_store(url: str, use: Callable[[LeaseStore], Coroutine[Any, Any, T]]) -> T:
-    """Open, use, close."""
+def with_store(url: str, use: Callable[[LeaseStore], Coroutine[Any, Any, T]], *, create: bool = False) -> T:
+    """Open, use, close. Only with `create` is an embedded store made that is not there: looking leaves nothing behind."""
+    path = url.removeprefix("sqlite://")
+    if path != url and not create and not Path(path).exists():
+        raise TweedError(f"there is no store at {url}: an agent makes it at its start, or tweed net init does; or name another with --store")
 
     async def run() -> T:
         store = open_store(url)

@@ -60,7 +60,7 @@ def _write(config: str | None, file: Path | None, url: str | None, *, replace: b
     text = read_config(config, file)
     parse_network(text)
     target = common.store_url(url)
-    if not with_store(target, lambda store: store.set_config(text, replace=replace)):
+    if not with_store(target, lambda store: store.set_config(text, replace=replace), create=True):
         raise TweedError(f"{target} has a network configuration already: look with tweed net show, replace it with tweed net set")
     click.echo(f"wrote the network configuration to {target}", err=True)
 
