@@ -50,7 +50,7 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
             if Path(text).exists():
                 Path(text).unlink()
                 yield f"removed {text}"
-        for path in (notes.path, settings.state_dir / "attachments.json"):
+        for path in (notes.path, settings.state_dir / "attachments.json", settings.socket):  # the socket of an agent that was killed
             path.unlink(missing_ok=True)
     (settings.run_dir / "agent.lock").unlink(missing_ok=True)
     for directory in (settings.run_dir, settings.state_dir):
