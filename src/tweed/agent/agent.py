@@ -79,6 +79,7 @@ class Agent:
         self.complete = False
         self.passes = self.repairs = self.lease_changes = 0
         self.last_pass_at = 0.0
+        self.last_changes = 0
         self.last_reason = ""
         self.wake = asyncio.Event()
         self.reasons: set[str] = set()
@@ -361,7 +362,7 @@ class Agent:
         assert self.membership is not None and self.screening is not None
         settled = self.complete and not self.report.failures and not self.report.device_failures
         if settled and reasons == {"nftables"}:
-            return await self._firewall(msgspec.structs.replace(self.report, steps=(), changes=()))
+            return await self._firewall(self.report)
         self.screened = self.screening.see(self.membership.records, self.membership.junk.values(), self.membership.own, self.changed)
         self.changed = set()
         if settled and reasons == {"lease"}:
@@ -399,12 +400,13 @@ class Agent:
 
     def _finish(self, report: Report, reasons: set[str]) -> None:
         assert self.network is not None
-        self.report = report
+        done = self.last_changes = len(report.changes) + len(report.steps)
+        self.report = msgspec.structs.replace(report, steps=(), changes=())  # tens of thousands of rows that nobody asks for
         self._tell_problems()
         self.passes += 1
         self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))
         if self.complete and not reasons & {"start", "lease"}:
-            self.repairs += len(report.changes) + len(report.steps)
+            self.repairs += done
         if report.failures or report.device_failures:
             self.reason = str(next(iter(report.failures), None) or next(f"{k}: {v}" for k, v in report.device_failures.items()))
             if self.retry is not None:

@@ -72,7 +72,7 @@ def document(agent: Agent) -> dict[str, Any]:
             "last": _time(agent.last_pass_at) if agent.last_pass_at else None,
             "reason": agent.last_reason or None,
             "duration_ms": round(report.duration_s * 1000, 3),
-            "changes": len(report.changes) + len(report.steps),
+            "changes": agent.last_changes,
             "passes": agent.passes,
             "repairs": agent.repairs,
         },
