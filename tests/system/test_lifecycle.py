@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,23 @@ def test_cleanup_leaves_the_node_as_it_was(pair: tuple[Node, Node], state: str) 
     again = a.tweed("cleanup", *a.flags)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "nothing of tweed's was found on this node\n")
     wait_for(lambda: b.status()["peers"] == [], "b knows that a left")
+
+
+def test_a_client_that_never_finishes_its_request_holds_nothing_up(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+    for end in ("cleanup", "signal"):
+        a.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(a.socket))
+            client.send(b"POST /v1/attachments HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            wait_for(lambda: a.status()["ready"], "the agent answers others")
+            if end == "cleanup":
+                done = a.tweed("cleanup", *a.flags)
+                assert done.returncode == 0, done.stderr
+                assert a.process is not None and a.process.wait(10) == 0
+            else:
+                assert a.end() == 0
+    assert "Traceback" not in a.log.read_text()
 
 
 def test_cleanup_can_keep_the_lease(pair: tuple[Node, Node]) -> None:

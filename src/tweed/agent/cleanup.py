@@ -65,7 +65,8 @@ def _end_agent(settings: Settings) -> Iterator[str]:
     except AgentError:
         return
     for _ in range(int(STOP_S * 20)):
-        if not settings.socket.exists():
+        with contextlib.suppress(TweedError):  # its socket goes first, it may still be busy ending
+            lock(settings).close()
             yield f"ended the agent (pid {pid})"
             return
         time.sleep(0.05)

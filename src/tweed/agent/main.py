@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import signal
@@ -48,22 +47,26 @@ def lock(settings: Settings) -> IO[str]:
 
 async def _main(settings: Settings, watch_kernel: bool) -> None:
     loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
+    ending = asyncio.Event()
 
-    def cancel() -> None:
-        """Again after a second, since a library may swallow one cancellation; a second signal ends the process at once."""
+    def end() -> None:
+        """A second signal ends the process at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-        task.cancel()
-        loop.call_later(1.0, cancel)
+        ending.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, cancel)
+        loop.add_signal_handler(number, end)
     log.info("tweed %s agent of node %s, pid %d", __version__, settings.node_name, os.getpid())
     async with AsyncExitStack() as stack:
         agent = Agent(settings, watch_kernel=watch_kernel)
-        await serve(agent, cancel, stack)
-        with contextlib.suppress(asyncio.CancelledError):
-            await agent.run()
+        await serve(agent, end, stack)
+        running, told = asyncio.create_task(agent.run()), asyncio.create_task(ending.wait())
+        await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        while not running.done():
+            running.cancel()
+            await asyncio.wait({running}, timeout=1.0)  # and again, since a library may swallow one cancellation
+        if not running.cancelled():
+            running.result()
     log.info("ended; routes, neighbours, fdb entries and devices stay as they are")
