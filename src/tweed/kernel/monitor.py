@@ -76,8 +76,9 @@ class Monitor:
         new IPv6 addresses are announced by a work queue (addrconf_dad_work), at some later time.
         """
         for change in changes:
-            if not isinstance(change.row, Route):  # these are announced with our port
-                self._expected.add(echo_of("new" if change.op == "replace" else "del", change.row))
+            row, op = change.row, "new" if change.op == "replace" else "del"
+            if not isinstance(row, Route) and (op, type(row)) != ("new", Neighbour):  # these are announced with our port
+                self._expected.add(echo_of(op, row))
 
     def drain(self) -> list[Notice]:
         """What has happened since the last call, in order. Never blocks."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from tweed.addr import Prefix, format_address, format_mac
 from tweed.errors import KernelError
 from tweed.kernel import links
-from tweed.kernel.netlink import Netlink
+from tweed.kernel.netlink import BATCH, Netlink
 from tweed.model import NUD_NOARP, TABLE_MAIN, Changes, Failure, FdbEntry, InterfaceAddress, Neighbour, Route, Row
 from tweed.wire import rtnl as wire
 
@@ -116,25 +116,29 @@ def look_up(nl: Netlink, device: str | None) -> tuple[int | None, Names]:
 
 
 def apply(nl: Netlink, changes: Changes) -> tuple[Failure, ...]:
-    """Carry out all changes in order, in one batch. Returns those that failed; deleting what is gone already is no failure.
+    """Carry out all changes in order. Returns those that failed; deleting what is gone already is no failure.
 
     A refusal does not stop the changes behind it. Every change of a device that does not exist fails with ENODEV.
     """
     index = indices(nl, {change.row.device for change in changes})
+    failures: list[Failure] = []
+    for first in range(0, len(changes), BATCH):  # the bytes of ten thousand leases at once are three megabytes
+        failures += apply_batch(nl, changes[first : first + BATCH], index)
+    return tuple(failures)
+
+
+def apply_batch(nl: Netlink, changes: Changes, index: Mapping[str, int]) -> list[Failure]:
     sent: list[int] = []
     messages: list[bytes] = []
-    failures: list[tuple[int, Failure]] = []
+    refused: dict[int, tuple[int, str]] = {}
     for position, change in enumerate(changes):
         if change.row.device and change.row.device not in index:
-            failures.append((position, Failure(change, errno.ENODEV, os.strerror(errno.ENODEV))))
+            refused[position] = errno.ENODEV, os.strerror(errno.ENODEV)
             continue
         sent.append(position)
         messages.append(wire.encode(change, index))
-    for number, (code, text) in nl.send(messages).items():
-        change = changes[sent[number]]
-        if change.op == "replace" or code not in GONE:
-            failures.append((sent[number], Failure(change, code, text)))
-    return tuple(failure for _, failure in sorted(failures, key=lambda item: item[0]))
+    refused |= {sent[number]: answer for number, answer in nl.send(messages).items()}
+    return [Failure(changes[at], *answer) for at, answer in sorted(refused.items()) if changes[at].op == "replace" or answer[0] not in GONE]
 
 
 def indices(nl: Netlink, devices: Iterable[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from tweed.errors import StoreError, StoreUnavailable
 
 APPLICATION_ID = 0x74776564  # "twed": what `file` and PRAGMA application_id say of our files
 BUSY_TIMEOUT_S = 5.0
+CACHE_KB = 256
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables, RETURNING
 
 # Each entry leads from the schema of its index to the next one; PRAGMA user_version is the index of the file.
@@ -97,6 +98,8 @@ class Database:
                 time.sleep(0.01)
         if mode != b"wal":
             raise StoreError(f"{self.path}: this file system cannot hold SQLite's write-ahead log; put the store on a local one (--store)")
+        # What an agent reads over and over is the end of the log; the default keeps two megabytes of what it read once.
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KB}")
         if current == len(SCHEMA):
             return
         connection.execute("BEGIN IMMEDIATE")
