@@ -66,7 +66,8 @@ def decide(records: dict[str, LeaseRecord], junk: Iterable[str], request: Reques
         v4, v6 = adoption.record.lease.v4, adoption.record.lease.v6
     else:
         left = {key: record for key, record in records.items() if record not in adoption.delete}
-        subnet, subnet6 = choose(r.network, other_subnets(left, None) + _junk_subnets(junk), r.previous, pick)
+        taken = [p for p in other_subnets(left, None) + _junk_subnets(junk) if not _absurd(p, r.network)]
+        subnet, subnet6 = choose(r.network, taken, r.previous, pick)
         v4, v6 = Endpoint(subnet) if subnet is not None else None, Endpoint(subnet6) if subnet6 is not None else None
     own_key = adoption.record.key if adoption.record is not None else None
     return Decision(_lease(r, v4, v6, records, own_key), adoption.record, adoption.delete, adoption.rivals)
@@ -88,7 +89,8 @@ async def acquire(membership: Membership, request: Request) -> LeaseRecord:
                 return await store.update(decision.record, decision.lease, request.owner)
             record = await store.create(decision.lease, request.owner)
             membership.see_snapshot(await store.snapshot())
-            elder = elder_rival(record, membership.records.values())
+            real = [other for other in membership.records.values() if not any(_absurd(e.subnet, request.network) for e in other.lease.endpoints)]
+            elder = elder_rival(record, real)
             if elder is None:
                 return record
             log.info("lease %s overlaps %s, which is older: choosing again", record.lease, elder.lease)
@@ -117,6 +119,11 @@ def _mac(cluster: Prefix, vni: int, endpoint: Endpoint, others: set[bytes]) -> b
     while (mac := vtep_mac(cluster, vni, endpoint.subnet, attempt)) in others:
         attempt += 1
     return mac
+
+
+def _absurd(subnet: Prefix, network: Network) -> bool:
+    """A lease of a whole cluster network is nobody's, and must not keep everybody else from joining."""
+    return any(subnet.contains(whole) for whole in network.networks)
 
 
 def _junk_subnets(junk: Iterable[str]) -> list[Prefix]:
