@@ -98,7 +98,6 @@ class Place:
 @pytest.fixture
 def place(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Place:
     caplog.set_level(logging.INFO, logger="tweed")
-    monkeypatch.setattr(module.log, "propagate", True)  # start_logging, if a test called it, turned that off
     monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.01))
     return Place(caplog)
 

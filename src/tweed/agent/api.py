@@ -22,6 +22,7 @@ from tweed.plan.screen import Problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BODY_MAX = 1 << 20
+BACKLOG = 1024  # a client with a time limit is refused at once where the queue of a unix socket is full
 
 
 def json(value: Any, status: int = 200) -> web.Response:
@@ -37,7 +38,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return json({"error": f"{request.method} {request.path}: {error.reason}"}, error.status)
     except TweedError as error:
         return json({"error": str(error)}, 409)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:  # RecursionError: nested a thousand deep
         return json({"error": f"malformed JSON: {error}"}, 400)
     except Exception:
         log.exception("internal error answering %s %s", request.method, request.path)
@@ -126,7 +127,7 @@ async def serve(agent: Agent, stop: Callable[[], None], stack: AsyncExitStack) -
     settings.socket.unlink(missing_ok=True)
     old = os.umask(0o177)
     try:
-        await web.UnixSite(runner, settings.socket).start()
+        await web.UnixSite(runner, settings.socket, backlog=BACKLOG).start()
     finally:
         os.umask(old)
     stack.callback(settings.socket.unlink, missing_ok=True)

@@ -50,9 +50,10 @@ class OneLine(logging.Formatter):
 
 
 def start_logging(level: int = logging.INFO) -> None:
+    """To stderr, our own lines and those of the libraries that have something to complain of."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
     handler.addFilter(Once())
-    log.handlers[:] = [handler]
+    logging.getLogger().handlers[:] = [handler]
     log.setLevel(level)
-    log.propagate = False
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # a trace for every malformed request; the client has its answer
