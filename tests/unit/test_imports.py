@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
 
 VALUES = ("model", "errors", "addr", "config")
-PURE = ("wire", "plan", "trace.walk", "trace.snapshot", "trace.render", "doctor.checks")
+PURE = ("wire", "plan", "trace.walk", "trace.snapshot", "trace.render", "trace.frames", "trace.svg", "trace.messages", "doctor.checks")
 LOWER = (*VALUES, *PURE, "kernel", "stores")
 LAST = ("cli", "commands", "web")
 
@@ -40,6 +40,7 @@ RULES = {
     "trace.walk": Rule((*VALUES, "wire", "trace.walk", "trace.snapshot"), ("msgspec",), pure=True),
     "trace.snapshot": Rule((*VALUES, "wire", "trace.snapshot"), ("msgspec",), pure=True),
     "trace.render": Rule((*VALUES, "wire", "trace.walk", "trace.snapshot", "trace.render"), ("msgspec",), pure=True),
+    "trace.frames": Rule((*VALUES, "wire", "trace.frames"), ("msgspec",), pure=True),
     "doctor.__init__": Rule((), (), pure=True),
     "doctor.checks": Rule((*VALUES, "wire", "trace.snapshot", "doctor.checks"), ("msgspec",), pure=True),
     "kernel": Rule((*VALUES, *PURE, "kernel")),
