@@ -25,7 +25,7 @@ from tweed.plan.subnets import vtep_mac
 from tweed.stores import TTL_S
 from tweed.stores.sqlite import SqliteStore
 
-VNI = 4711  # no other program's device has this name, should anything ever leave its namespace
+VNI = 1
 NETWORKS = {4: Prefix.parse("10.0.0.0/8"), 6: Prefix.parse("fd00:10::/48")}
 LENGTHS = {4: 24, 6: 64}
 HOSTS = {4: Prefix.parse("172.16.0.0/12"), 6: Prefix.parse("fd00:172::/64")}
@@ -117,6 +117,18 @@ def ours_s() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, in ticks of 10 ms (fields 14 and 15 of proc(5)'s stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def switches(pid: int) -> int:
+    """How often all threads of a process went to sleep so far."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(text.split("voluntary_ctxt_switches:")[1].split()[0]) for text in texts)
+
+
 # ---- nodes and agents -------------------------------------------------------------------------------------------
 
 
@@ -203,11 +215,6 @@ class Agent:
         """Take what it has logged, so that it never waits for us."""
         while lines := self.read(0):
             self.log = [*self.log, *lines][-100:]
-
-    def cpu_s(self) -> float:
-        """User and system time so far (proc(5), fields 14 and 15 of stat)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mb(self) -> tuple[float, float]:
         """Resident memory now and at its highest, in MB of 2^20 bytes."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.common import PATIENCE_S, Agent, Node, agent, circumstances, fill, lease, nodes, owner, table
+from bench.common import PATIENCE_S, Agent, Node, agent, circumstances, cpu_s, fill, lease, nodes, owner, table
 from tweed.addr import Prefix
 from tweed.kernel.monitor import IPV4_ROUTE
 from tweed.kernel.netlink import RECEIVE, open_socket
@@ -42,7 +42,7 @@ def measure(count: int, path: Path, where: Sequence[Node], agents: Sequence[Agen
     time.sleep(2)  # each programs the other
     store = SqliteStore(path)
     monitors = [open_socket(node.fd, IPV4_ROUTE) for node in where]
-    put, seen, cpu = [], [], [each.cpu_s() for each in agents]
+    put, seen, cpu = [], [], [cpu_s(each.pid) for each in agents]
     for number in range(count, count + EVENTS):
         new = lease(number)
         assert new.v4 is not None
@@ -53,7 +53,7 @@ def measure(count: int, path: Path, where: Sequence[Node], agents: Sequence[Agen
         for each in agents:
             each.drain()
         time.sleep(PAUSE_S)
-    cpu_ms = [1000 * (each.cpu_s() - before) / EVENTS for each, before in zip(agents, cpu, strict=True)]
+    cpu_ms = [1000 * (cpu_s(each.pid) - before) / EVENTS for each, before in zip(agents, cpu, strict=True)]
     for monitor in monitors:
         monitor.close()
     store.database.close()
