@@ -230,3 +230,16 @@ def test_pieces_that_no_mtu_can_carry_are_left_whole():
 def test_packets_that_cannot_be(probe: Probe, said: str):
     with pytest.raises(UsageError, match=said):
         frames(probe, WAY)
+
+
+def test_connection_tracking_joins_fragments_and_they_are_cut_anew():
+    way = [
+        Hop("x/p", "eth0", "out", mtu=1430),
+        Hop("x", "cni0", "in", joined=True),
+        Hop("x", "flannel.1", "out", mtu=1450),
+        Hop("y", "cni0", "out", mtu=1500, joined=True),
+    ]
+    sizes = [[len(frame) - 34 for frame in stage.frames] for stage in frames(Probe(A, B, size=4000), way)]
+    assert sizes == [[1408, 1408, 1164], [3980], [1424, 1424, 1132], [1424, 1424, 1132]]
+    sizes = [[len(frame) - 54 for frame in stage.frames] for stage in frames(Probe(A6, B6, size=4000), way)]
+    assert sizes == [[1384, 1384, 1216], [3960], [1384, 1384, 1216], [1384, 1384, 1216]]

@@ -115,6 +115,9 @@ class Hop(msgspec.Struct, frozen=True):
     """The packet at one device. `dst_mac` and `src_mac` are of the container's own frame, the inner one in a tunnel.
 
     `ttl`: what is left in the container's packet here. `mtu`: of the device when it leaves by it, None: unknown, or no matter.
+    `joined`: connection tracking on this node has put fragments together before the packet is here. On the way in they are seen as one
+    (at a bridge with bridge-nf-call-iptables), on the way out they are cut anew: IPv4 no larger than they were unless a bridge forgot how
+    large that was, IPv6 as they were (net/ipv4/ip_output.c, net/ipv6/ip6_output.c, frag_max_size; measured).
     """
 
     node: str
@@ -126,6 +129,7 @@ class Hop(msgspec.Struct, frozen=True):
     mtu: int | None = None
     tunnel: Tunnel | None = None
     comment: str = ""
+    joined: bool = False
 
 
 # ---- what is answered ---------------------------------------------------------------------------------------------------
@@ -248,10 +252,16 @@ def frames(probe: Probe, hops: Sequence[Hop]) -> tuple[Stage, ...]:
         may_cut = not must_stay_whole(probe, first) if probe.family == 4 else number == 0
         if hop.tunnel is None:
             cuts = {}
-            if hop.direction == "out" and hop.mtu is not None and may_cut:
-                pieces = [cut for piece in pieces for cut in split(piece, hop.mtu, probe.family, len(body.data), sender=True)]
+            limit = hop.mtu if hop.direction == "out" and may_cut else None
+            if hop.joined and probe.family == 4:
+                if hop.direction == "out":
+                    largest = 20 + max(length for _, length in pieces)
+                    limit = largest if limit is None else min(limit, largest)
+                pieces = [(0, len(body.data))]
+            if limit is not None:
+                pieces = [cut for piece in pieces for cut in split(piece, limit, probe.family, len(body.data), sender=True)]
         made: list[Frame] = []
-        for piece in pieces:
+        for piece in [(0, len(body.data))] if hop.joined and hop.direction == "in" else pieces:
             inner = ethernet(hop.dst_mac, hop.src_mac, probe.family, ip(probe, hop.ttl, body, piece, first))
             if hop.tunnel is None:
                 made.append(Frame(inner.data, inner.known))
