@@ -28,7 +28,7 @@ def diff(want: KernelState, have: KernelState) -> Changes:
         adds += missing
         deletes += surplus
     nodad = {a.address for a in want.addresses if a.nodad}
-    kept = {(n.address, n.device) for n in want.neighbours}
+    kept = {(n.address, n.device) for n in want.neighbours} if deletes else set()
     changes = [Change("replace", InterfaceAddress(r.device, r.address, r.scope, r.address in nodad) if isinstance(r, InterfaceAddress) else r) for r in adds]
     # A neighbour is keyed by its address: the replace has already overwritten the old one, a delete would hit ours.
     gone = [row for row in reversed(deletes) if not (isinstance(row, Neighbour) and (row.address, row.device) in kept)]
