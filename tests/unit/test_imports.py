@@ -22,7 +22,10 @@ class Rule(NamedTuple):
 
 
 VALUES = ("model", "errors", "addr", "config")
-PURE = ("wire", "plan", "trace.walk", "trace.snapshot", "trace.render", "trace.frames", "trace.svg", "trace.messages", "doctor.checks")
+# All of the walk that needs no kernel. What is said in sentences and pictures comes last in it.
+TABLES = ("trace.snapshot", "trace.result", "trace.frames", "trace.read", "trace.parse", "trace.tables", "trace.walk", "trace.findings")
+SHOWN = ("trace.messages", "trace.render", "trace.svg")
+PURE = ("wire", "plan", *TABLES, *SHOWN, "doctor.checks")
 LOWER = (*VALUES, *PURE, "kernel", "stores")
 LAST = ("cli", "commands", "web")
 
@@ -37,10 +40,8 @@ RULES = {
     "wire": Rule((*VALUES, "wire"), ("msgspec",), pure=True),
     "plan": Rule((*VALUES, "wire", "plan"), ("msgspec",), pure=True),
     "trace.__init__": Rule((), (), pure=True),
-    "trace.walk": Rule((*VALUES, "wire", "trace.walk", "trace.snapshot"), ("msgspec",), pure=True),
-    "trace.snapshot": Rule((*VALUES, "wire", "trace.snapshot"), ("msgspec",), pure=True),
-    "trace.render": Rule((*VALUES, "wire", "trace.walk", "trace.snapshot", "trace.render"), ("msgspec",), pure=True),
-    "trace.frames": Rule((*VALUES, "wire", "trace.frames"), ("msgspec",), pure=True),
+    **dict.fromkeys(TABLES, Rule((*VALUES, "wire", *TABLES), ("msgspec",), pure=True)),
+    **dict.fromkeys(SHOWN, Rule((*VALUES, "wire", *TABLES, *SHOWN), ("msgspec",), pure=True)),
     "doctor.__init__": Rule((), (), pure=True),
     "doctor.checks": Rule((*VALUES, "wire", "trace.snapshot", "doctor.checks"), ("msgspec",), pure=True),
     "kernel": Rule((*VALUES, *PURE, "kernel")),
