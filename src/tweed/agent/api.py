@@ -14,7 +14,6 @@ from aiohttp import web
 from tweed.addr import format_address
 from tweed.agent.agent import Agent
 from tweed.agent.log import log
-from tweed.agent.metrics import CONTENT_TYPE, Metrics
 from tweed.agent.status import document
 from tweed.errors import TweedError
 from tweed.plan import attach
@@ -51,7 +50,6 @@ class Api:
     def __init__(self, agent: Agent, stop: Callable[[], None]) -> None:
         self.agent = agent
         self.stop = stop
-        self.metrics = Metrics(agent)
         self.attaching = asyncio.Lock()
 
     def health_routes(self) -> list[web.AbstractRouteDef]:
@@ -78,7 +76,9 @@ class Api:
         return web.Response(text=f"tweed is not ready: {self.agent.reason or self.agent.fenced}\n", status=503)
 
     async def get_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        from tweed.agent import metrics  # 2 MB that only a node which is scraped needs
+
+        return web.Response(body=metrics.text(self.agent), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def get_status(self, _: web.Request) -> web.Response:
         return json(document(self.agent))

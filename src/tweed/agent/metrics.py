@@ -52,10 +52,8 @@ class AgentCollector(Collector):
         yield problems
 
 
-class Metrics:
-    def __init__(self, agent: Agent) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(AgentCollector(agent))
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+def text(agent: Agent) -> bytes:
+    """All of them, in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(agent))
+    return generate_latest(registry)
