@@ -27,7 +27,7 @@ LOG_ROWS = 40  # rows that one pass logs by name
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What one pass did. `device_failures` are by device name, in the kernel's words."""
+    """What one pass did. `changes` without what the kernel refused; `device_failures` are by device name, in the kernel's words."""
 
     steps: tuple[DeviceStep, ...] = ()
     changes: Changes = ()
@@ -71,8 +71,8 @@ class Dataplane:
         changes = self._without_harm(diff(want, found.ours))
         if any(change.op == "delete" for change in changes):
             changes = confirmed(changes, diff(want, self._have(usable).ours))
-        failures = self._apply(changes, found.ours)
-        report = Report(steps, changes, failures, broken, tuple(shadows(found.foreign, want.routes)), time.monotonic() - started, time.process_time() - cpu)
+        done, failures = self._apply(changes, found.ours)
+        report = Report(steps, done, failures, broken, tuple(shadows(found.foreign, want.routes)), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
         return report
 
@@ -83,7 +83,8 @@ class Dataplane:
         differ = [key for key in (before.keys() | peers.keys() if changed is None else changed) if before.get(key) != peers.get(key)]
         have = lease_rows([before[key] for key in differ if key in before], self.devices)
         changes = self._without_harm(diff(lease_rows([peers[key] for key in differ if key in peers], self.devices), have))
-        report = Report((), changes, self._apply(changes, have), {}, (), time.monotonic() - started, time.process_time() - cpu)
+        done, failures = self._apply(changes, have)
+        report = Report((), done, failures, {}, (), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
         return report
 
@@ -110,9 +111,7 @@ class Dataplane:
                 for step in device_steps(vtep, links.link(self.netlink, vtep.name), underlay.index):
                     self._take(step)
                     done.append(step)
-            except KernelError as error:
-                broken[vtep.name] = str(error)
-            except ValueError as error:
+            except (KernelError, ValueError) as error:
                 broken[vtep.name] = str(error)
         return tuple(done), broken
 
@@ -150,13 +149,18 @@ class Dataplane:
             return changes
         return tuple(c for c in changes if not (c.op == "replace" and isinstance(c.row, Route) and (c.row.dst, c.row.metric) in self.foreign))
 
-    def _apply(self, changes: Changes, have: KernelState) -> tuple[Failure, ...]:
+    def _apply(self, changes: Changes, have: KernelState) -> tuple[Changes, tuple[Failure, ...]]:
+        """What was done, and what the kernel refused. A deletion that waits for a refused put is neither."""
         puts, deletes = split(changes)
         failures = tables.apply(self.netlink, puts) if puts else ()
         if deletes and failures:
             waiting = set(held(deletes, failures, have))
             deletes = tuple(change for change in deletes if change not in waiting)
-        return failures + (tables.apply(self.netlink, deletes) if deletes else ())
+        failures += tables.apply(self.netlink, deletes) if deletes else ()
+        if not failures:
+            return changes, ()
+        refused = {failure.change for failure in failures}
+        return tuple(change for change in (*puts, *deletes) if change not in refused), failures
 
 
 def find_devices(netlink: Netlink) -> list[Link]:
