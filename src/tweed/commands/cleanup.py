@@ -12,7 +12,8 @@ from tweed.commands.common import agent_flags
 from tweed.config import load
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+# No -h: it would take the agent's -healthz-port for help.
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.option("--keep-lease", is_flag=True, help="Leave this node's lease in the store.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def cleanup(keep_lease: bool, words: tuple[str, ...]) -> None:
