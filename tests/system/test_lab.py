@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from tests.system.conftest import SOURCE, TWEED, all_pairs, eventually, load, ping, running, tweed
 
+from tweed.errors import TweedError
 from tweed.kernel import netns
-from tweed.lab import processes, registry
+from tweed.lab import agents, cluster, processes, registry, topology
 
 FILE = """
 [network]
@@ -218,6 +219,8 @@ def test_fifty_nodes_and_every_pair():
         (["--nodes", "2", "--topology", "seed"], "--nodes and --topology"),
         (["--topology", "/nonexistent"], "--topology /nonexistent: No such file"),
         (["--backend", "vxlan:{"], "not a JSON object"),
+        (["--backend", "nosuch"], 'Backend.Type "nosuch"'),
+        (["--backend", 'vxlan:{"VNI": 10000}', "--ipv6"], "Backend.VNI 10000: the device name flannel-v6.10000 has 16 characters"),
         (["--name", "my-lab"], "--name 'my-lab': use 1 to 12 of a-z and 0-9"),
     ],
 )
@@ -290,11 +293,11 @@ def test_what_a_killed_start_left_is_removed_by_down_and_by_the_next_up():
         assert nothing_left(name)
 
 
-def test_an_agent_that_ends_at_its_start_is_quoted_and_nothing_is_left():
+def test_an_agent_that_ends_at_its_start_is_quoted_and_nothing_is_left(monkeypatch):
     name = own_name("b")
-    done = tweed("lab", "up", "--name", name, "--nodes", "2", "--backend", "nosuch")
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and last.startswith("tweed: the agent of node") and "nosuch" in last
+    monkeypatch.setattr(agents, "command", lambda *_: ["sh", "-c", "echo out of luck; exit 3"])
+    with pytest.raises(TweedError, match=r"the agent of node\d ended at its start \(exit 3\): out of luck"):
+        cluster.up(name, topology.generic(2), lambda _: None)
     assert nothing_left(name)
 
 

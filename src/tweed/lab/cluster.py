@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tweed.addr import format_address
+from tweed.agent.claim import check_supported
 from tweed.agent.client import call
 from tweed.errors import TweedError
 from tweed.kernel import netns
@@ -22,6 +23,7 @@ from tweed.lab.topology import Node as Machine
 from tweed.lab.topology import Topology, check_name
 from tweed.model import Endpoint, Lease
 from tweed.stores import open_store
+from tweed.wire.flannel import parse_network
 
 Say = Callable[[str], None]
 SWEEPS = 3  # a process that is ending may just have started another
@@ -31,6 +33,7 @@ ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 def up(name: str, topology: Topology, say: Say) -> Lab:
     """Bring a whole lab up. `say` gets a line per step. Raises TweedError; then, and when it is interrupted, all is removed again."""
     check_name("--name", name)
+    check_supported(parse_network(topology.config))
     check_root()
     with registry.locked(name), endings_raise():
         if name in registry.names():
