@@ -53,7 +53,7 @@ ORDER = [
     ({"iface_regex": ("wlan",), "can_reach": "10.1.0.9"}, "wlan0", "172.16.0.7", "--iface-regex wlan matches the name"),
     ({"can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "the route to 10.1.0.9"),
     ({"iface": ("eth0",), "can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "the route to 10.1.0.9"),
-    ({"public_ip": A("172.16.0.7")}, "wlan0", "172.16.0.7", "has --public-ip 172.16.0.7"),
+    ({"public_ip": A("172.16.0.7")}, "wlan0", "172.16.0.7", "--public-ip 172.16.0.7"),
     ({}, "ens33", "192.168.2.200", "the IPv4 default route"),
 ]
 

@@ -67,7 +67,7 @@ def choose(source: str | None, nodes: int | None, pods_per_node: int | None, ipv
 @click.option("--keep", is_flag=True, help="Leave the lab up afterwards.")
 @click.option("--name", default=registry.DEFAULT_NAME, show_default=True, metavar="LAB")
 def demo(keep: bool, name: str) -> None:
-    """Bring the seed's cluster up, follow one packet through tables and bytes, break and watch a repair. Exit 1 when a check fails."""
+    """Show one packet's way through the seed's cluster. Then a row is broken, and the repair watched. Exit 1 when a check fails."""
     from rich.console import Console
 
     from tweed.lab.demo import demo as run
@@ -79,7 +79,7 @@ def demo(keep: bool, name: str) -> None:
 @click.option("--name", default=None, metavar="LAB", help=f"Which lab; default: {registry.DEFAULT_NAME}.")
 @click.option("--all", "everything", is_flag=True, help="All labs, also what crashed ones left.")
 def down(name: str | None, everything: bool) -> None:
-    """Take a lab down: its processes end, its namespaces and files go."""
+    """Take a lab down. Its processes end, its namespaces and files go."""
     if everything and name is not None:
         raise UsageError("--all and --name: give one of them")
     if not everything:
@@ -132,7 +132,7 @@ def show(lab: registry.Lab, document: dict[str, Any]) -> None:
 @click.argument("where", metavar="NODE|POD")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(name: str | None, where: str, command: tuple[str, ...]) -> None:
-    """Run a command in a node, a pod (node/pod) or `world`; its exit code is ours."""
+    """Run a command in a node, a pod (node/pod) or `world`. Its exit code is ours."""
     words = cluster.command_in(registry.load(name), where, command[1:] if command[0] == "--" else command)
     os.execvp(words[0], words)
 
@@ -156,7 +156,7 @@ def logs(name: str | None, node: str, lines: int | None) -> None:
 @name_option
 @click.argument("node", required=False)
 def pause(name: str | None, node: str | None) -> None:
-    """Let one agent (or all) answer, but change nothing: whatever is broken by hand stays broken."""
+    """Let one agent (or all) change nothing. They answer, and whatever is broken by hand stays broken."""
     say(f"paused: {', '.join(cluster.pause(registry.load(name), node))}")
 
 

@@ -92,7 +92,7 @@ def parse_subnets(text: str) -> tuple[Prefix | None, Prefix | None]:
 @click.option("--public-ipv6", help="The node's IPv6 address.")
 @store_option
 def reserve(subnet: str, public_ip: str | None, public_ipv6: str | None, store_url: str | None) -> None:
-    """Keep SUBNET for the node with this address; a reservation never ends."""
+    """Keep SUBNET for the node with this address. A reservation never ends."""
     v4, v6 = parse_subnets(subnet)
     addresses = {}
     for flag, text, size in (("--public-ip", public_ip, 4), ("--public-ipv6", public_ipv6, 16)):

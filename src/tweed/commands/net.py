@@ -52,7 +52,7 @@ def init(config: str | None, file: Path | None, store_url: str | None) -> None:
 @file_option
 @store_option
 def set_(config: str | None, file: Path | None, store_url: str | None) -> None:
-    """Replace the configuration; agents follow within their resync interval."""
+    """Replace the configuration. Agents follow within their resync interval."""
     _write(config, file, store_url, replace=True)
 
 

@@ -116,7 +116,7 @@ def _interface(wish: Wish, host: Host, reach: Callable[[bytes], Route]) -> tuple
             link = host.owner(public)
             if link is None:
                 raise NoUnderlay(f"{flag} {format_address(public)}: no interface has this address")
-            return link, f"has {flag} {format_address(public)}"
+            return link, f"{flag} {format_address(public)}"
     for family in wish.families:
         defaults = [r for r in host.defaults if r.dst.family == family and r.dst.length == 0 and r.device in by_name]
         if defaults:
