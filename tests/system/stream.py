@@ -12,7 +12,7 @@ import time
 from tests.system.cluster import Namespace
 
 INTERVAL_S = 0.01
-QUIET_S = 0.2  # nothing more comes when nothing came for so long
+QUIET_S = 0.5  # nothing more comes when nothing came for so long
 
 
 class Stream:
@@ -28,7 +28,7 @@ class Stream:
         self.destination = self.receiver.getsockname()[:2]
         self.sent = 0
         self.came: dict[int, float] = {}
-        self.ending = threading.Event()
+        self.ending, self.all_sent = threading.Event(), threading.Event()
         self.threads = [threading.Thread(target=self.send), threading.Thread(target=self.receive)]
 
     def send(self) -> None:
@@ -36,9 +36,14 @@ class Stream:
             with contextlib.suppress(OSError):  # no route, no device, no buffer: lost, as any other
                 self.sender.sendto(self.sent.to_bytes(4, "big"), self.destination)
             self.sent += 1
+        self.all_sent.set()
 
     def receive(self) -> None:
-        while select.select([self.receiver], [], [], QUIET_S if self.ending.is_set() else INTERVAL_S)[0] or not self.ending.is_set():
+        while not (all_sent := self.all_sent.is_set()) or len(self.came) < self.sent:
+            if not select.select([self.receiver], [], [], QUIET_S if all_sent else INTERVAL_S)[0]:
+                if all_sent:
+                    return
+                continue
             with contextlib.suppress(BlockingIOError):
                 number = int.from_bytes(self.receiver.recv(16, socket.MSG_DONTWAIT), "big")
                 self.came.setdefault(number, time.monotonic())

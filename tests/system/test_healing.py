@@ -18,7 +18,7 @@ DEVICE = {4: "flannel.1", 6: "flannel-v6.1"}
 STRANGER = {4: "192.168.2.99", 6: "fd00:192::99"}
 UNUSED = {4: "10.244.200.0/24", 6: "fd00:244:0:c8::/64"}
 NARROW = {4: 25, 6: 65}
-BY_EVENT, BY_TICK = ("--resync", "0"), ("--resync", "0.2")
+BY_EVENT, BY_TICK = ("--resync", "0"), ("--resync", "0.1")
 
 ROW_FAULTS = {
     "route deleted": "ip -{f} route del {subnet} dev {dev}",
@@ -260,7 +260,7 @@ def test_a_storm_of_drift_does_not_end_the_agent(by_event: Cluster) -> None:
     subject, peer, _ = by_event.nodes
     assert subject.process is not None
     before, say = subject.tables(), words(subject, peer, 4)
-    subject.sh("for i in $(seq 60); do ip link del flannel.1 2>/dev/null || :; ip link del flannel-v6.1 2>/dev/null || :; done")
-    subject.sh(say("for i in $(seq 200); do ip route flush dev {dev}; ip neigh flush dev {dev} nud permanent; done 2>/dev/null || :"))
+    subject.sh("for i in $(seq 20); do ip link del flannel.1 2>/dev/null || :; ip link del flannel-v6.1 2>/dev/null || :; done")
+    subject.sh(say("for i in $(seq 60); do ip route flush dev {dev}; ip neigh flush dev {dev} nud permanent; done 2>/dev/null || :"))
     wait_for(lambda: subject.tables() == before and subject.status()["ready"], "all as before")
     assert subject.process.poll() is None

@@ -131,6 +131,9 @@ class Agent:
         self.site = Site(self.settings, network, self.netlink)
         self.screening = Screening(network.backend, network.networks)
         self.changed = None
+        self.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
+        for what in ("direct-routing", "mac-rewritten"):
+            self.problems.pop(what, None)
         self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases)
         if network.direct_routing:
             text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"

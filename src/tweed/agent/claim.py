@@ -62,15 +62,15 @@ def decide(records: dict[str, LeaseRecord], junk: Iterable[str], request: Reques
     r = request
     macs = set(r.local_macs.values())
     adoption = adopt(r.network, records.values(), r.public_ip, r.public_ip6, r.owner, r.previous, macs, r.renew_margin_s)
+    left = {key: record for key, record in records.items() if record not in adoption.delete}
     if adoption.record is not None:
         v4, v6 = adoption.record.lease.v4, adoption.record.lease.v6
     else:
-        left = {key: record for key, record in records.items() if record not in adoption.delete}
         taken = [p for p in other_subnets(left, None) + _junk_subnets(junk) if not _absurd(p, r.network)]
         subnet, subnet6 = choose(r.network, taken, r.previous, pick)
         v4, v6 = Endpoint(subnet) if subnet is not None else None, Endpoint(subnet6) if subnet6 is not None else None
     own_key = adoption.record.key if adoption.record is not None else None
-    return Decision(_lease(r, v4, v6, records, own_key), adoption.record, adoption.delete, adoption.rivals)
+    return Decision(_lease(r, v4, v6, left, own_key), adoption.record, adoption.delete, adoption.rivals)
 
 
 async def acquire(membership: Membership, request: Request) -> LeaseRecord:
