@@ -254,6 +254,10 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, store: str) -> None:
         assert any("ip_forward" in line or "forwarding=1" in line for line in lines) == (store != "its own")
         if store in ("with a peer", "its own"):
             assert sum(line.startswith("ip route replace 10.244.") for line in lines) == 1
+        if store == "empty":
+            a.start("--ip-masq")
+            done = [line.partition(" did ")[2] for line in a.log.read_text().splitlines() if " did sysctl " in line]
+            assert [line for line in lines if line.startswith("sysctl ")] == done and any("accept_ra=2" in line for line in done)
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def commands(settings: Settings) -> Iterator[str]:
     dataplane.networks = network.networks
     dataplane.peers = screened.peers
     yield from dataplane.plan()
-    yield from rehearse(wish(settings, network, decision.lease, dataplane.devices))
+    yield from rehearse(wish(settings, network, decision.lease, dataplane.devices), netlink)
     yield f"# would write {settings.subnet_file}:"
     mtu = min(vtep.mtu for vtep in dataplane.vteps)
     for line in format_subnet_env(network, decision.lease, mtu, settings.ip_masq).splitlines():

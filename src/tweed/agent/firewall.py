@@ -17,7 +17,6 @@ from tweed.kernel import iptables, nft, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Change, Lease, Route
 from tweed.plan.forward_rules import Decision, Overlay, decide, removal
-from tweed.plan.forwarding import Write
 from tweed.plan.nft import Object, Table, masquerade
 from tweed.plan.screen import Problem
 from tweed.wire.flannel import Network
@@ -106,15 +105,12 @@ class Firewall:
         return self._seen is not None and self._seen == (nft.generation(), want) and not iptables.read([])
 
     def _forward(self, want: Wish) -> None:
-        def default_routes() -> list[Route]:
-            return [route for route in tables.routes(self.netlink, 6, table=None) if route.dst.length == 0 and route.device]
-
         def put_back(route: Route) -> None:
             for failure in tables.apply(self.netlink, (Change("replace", route),)):
                 raise KernelError(str(failure.change), failure.errno, failure.text)
 
         writes, lost = sysctl.turn_on_forwarding(
-            want.devices, [*want.devices.values(), BRIDGE], note=self.notes.add_sysctls, default_routes=default_routes, put_back=put_back
+            want.devices, our_devices(want), note=self.notes.add_sysctls, default_routes=lambda: default_routes(self.netlink), put_back=put_back
         )
         for write in writes:
             log.info("did %s", write)
@@ -163,11 +159,9 @@ class Firewall:
         return decide(listing, want.overlays, iptables.read(listing), vni=want.vni), listing
 
 
-def rehearse(want: Wish) -> Iterator[str]:
+def rehearse(want: Wish, netlink: Netlink) -> Iterator[str]:
     """What a first `mend()` would do now, as commands and comments, for a dry run."""
-    for key in forwarding_keys(want.devices):
-        if sysctl.read_int(key) != 1:
-            yield str(Write(key, "1"))
+    yield from map(str, sysctl.forwarding_writes(want.devices, our_devices(want), lambda: default_routes(netlink)))
     with nft.Nft() as handle:
         for table in want.tables:
             if not nft.present(handle, table):
@@ -179,8 +173,14 @@ def rehearse(want: Wish) -> Iterator[str]:
             yield from (f"# problem: {obstacle}" for obstacle in decision.obstacles)
 
 
-def forwarding_keys(devices: Mapping[int, str]) -> list[str]:
-    return [f"net/ipv{family}/conf/all/forwarding" for family in devices]
+def our_devices(want: Wish) -> list[str]:
+    """Devices that never take router advertisements and always forward."""
+    return [*want.devices.values(), BRIDGE]
+
+
+def default_routes(netlink: Netlink) -> list[Route]:
+    """IPv6 default routes of all tables."""
+    return [route for route in tables.routes(netlink, 6, table=None) if route.dst.length == 0 and route.device]
 
 
 def undo_firewall(notes: Notes) -> Iterator[str]:

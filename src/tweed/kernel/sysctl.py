@@ -123,11 +123,7 @@ def turn_on_forwarding(
     (key, old value) pairs before the first write. `default_routes` reads IPv6 default routes (any table), `put_back` adds one.
     Raises KernelError; what was noted and not written reads as unchanged to `restore`.
     """
-    families = tuple(families)
-    have = snapshot(families)
-    # The routes cost a dump: only asked for when a first look says that they could matter.
-    before = list(default_routes()) if 6 in families and forwarding.routes_matter(have, ours) else []
-    writes = forwarding.writes(have, families, ours, before)
+    have, before, writes = _look(tuple(families), ours, default_routes)
     if not writes:
         return [], []
     note(forwarding.notes(have, writes))
@@ -137,6 +133,19 @@ def turn_on_forwarding(
     for route in lost:
         put_back(route)
     return writes, lost
+
+
+def forwarding_writes(families: Iterable[int], ours: Iterable[str], default_routes: Callable[[], Iterable[Route]]) -> list[Write]:
+    """What `turn_on_forwarding` would write now."""
+    return _look(tuple(families), ours, default_routes)[2]
+
+
+def _look(families: tuple[int, ...], ours: Iterable[str], default_routes: Callable[[], Iterable[Route]]) -> tuple[dict[str, str], list[Route], list[Write]]:
+    """The values now, the IPv6 default routes that are in danger, and what is to be written."""
+    have = snapshot(families)
+    # The routes cost a dump: only asked for when a first look says that they could matter.
+    routes = list(default_routes()) if 6 in families and forwarding.routes_matter(have, ours) else []
+    return have, routes, forwarding.writes(have, families, ours, routes)
 
 
 def restore(notes: Iterable[Note]) -> list[Write]:
