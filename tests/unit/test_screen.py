@@ -75,7 +75,7 @@ def test_a_reservation_without_its_node_is_no_problem():
 
 BAD = {
     "10.245.1.0/24": "outside the cluster network 10.244.0.0/16",
-    "10.244.0.0/16": "outside",
+    "10.244.0.0/16": "is the whole cluster network",
     "10.0.0.0/8": "outside",
     "10.244.9.1/24": "host bits",
     "fd00:245::/64": "outside the cluster network fd00:244::/32",

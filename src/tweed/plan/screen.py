@@ -128,8 +128,10 @@ def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
     same_family = [network for network in networks if network.family == endpoint.subnet.family]
     if not same_family:
         return ""
-    if not same_family[0].contains(endpoint.subnet) or same_family[0] == endpoint.subnet:
+    if not same_family[0].contains(endpoint.subnet):
         return f"lies outside the cluster network {same_family[0]}"
+    if same_family[0] == endpoint.subnet:
+        return "is the whole cluster network"
     if endpoint.subnet.network != endpoint.subnet:
         return "has host bits set"
     if endpoint.mac is None or not is_unicast_mac(endpoint.mac):
