@@ -1,0 +1,295 @@
+"""Every sentence of a walk, in English and Chinese: the only place where ids of `tweed.trace.result` become words.
+
+SENTENCES holds those of result.WORDS, by kind and id, in the order of LANGUAGES; their {parameters} are what WORDS says. LABELS holds what
+pages and figures write around them. A test checks that nothing is missing and that both languages use the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from tweed.trace.result import Said, Say
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = ("en", "zh")
+
+SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
+    "decision": {
+        "source-container": ("leaves its container by {device}", "从容器的 {device} 发出"),
+        "source-host": ("leaves the host itself, {address}", "由主机自身 {address} 发出"),
+        "source-namespace": ("leaves its container by {device}", "从容器的 {device} 发出"),
+        "route-via": ("routed by {dst} (table {table}) to {device}, gateway {gateway}", "查路由表 {table}：{dst} 经网关 {gateway}，从 {device} 发出"),
+        "route-connected": ("routed by {dst} (table {table}): directly on {device}", "查路由表 {table}：{dst} 直连，从 {device} 发出"),
+        "route-local": ("{dst} is an address of this node (table {table})", "{dst} 是本机地址（表 {table}）"),
+        "neighbour": ("{address} is at MAC {mac} ({state})", "{address} 的 MAC 是 {mac}（{state}）"),
+        "neighbour-asked": ("{address} has no MAC yet: {device} will ask for it", "{address} 的 MAC 尚未解析：将在 {device} 上询问"),
+        "neighbour-unknown": ("which MAC {address} has, no table of {device} says", "{device} 的表中没有 {address} 的 MAC"),
+        "fdb": ("VTEP {mac} is on host {host}", "VTEP {mac} 位于主机 {host}"),
+        "fdb-default": ("VTEP {mac} has no row of its own: the default row sends it to {host}", "VTEP {mac} 没有自己的表项：默认表项送往 {host}"),
+        "fdb-unknown": ("which host VTEP {mac} is on, no table of {device} says", "{device} 的转发表没有说明 VTEP {mac} 在哪台主机"),
+        "encapsulated": ("wrapped in VXLAN for {host}: VNI {vni}, UDP port {port}", "封装为 VXLAN 发往 {host}：VNI {vni}，UDP 端口 {port}"),
+        "encapsulated-udp": ("wrapped in UDP for {host}, port {port}, by flannel's user space", "由 flannel 用户态封装为 UDP，发往 {host}，端口 {port}"),
+        "underlay-via": ("host {host} is reached through {gateway} on {device} (table {table})", "主机 {host} 经网关 {gateway} 从 {device} 到达（表 {table}）"),
+        "underlay-connected": ("host {host} is directly on {device} (table {table})", "主机 {host} 与 {device} 直连（表 {table}）"),
+        "leaves-vxlan": ("leaves {device} for {host}, UDP destination port {port}", "从 {device} 发往 {host}，UDP 目的端口 {port}"),
+        "leaves-vxlan-port-unknown": (
+            "leaves {device} for {host}, UDP destination port unknown (flannel's default {default})",
+            "从 {device} 发往 {host}，UDP 目的端口未知（flannel 默认 {default}）",
+        ),
+        "leaves-plain": ("leaves {device} for {host}, not in a tunnel", "从 {device} 发往 {host}，不经隧道"),
+        "arrives-vxlan": ("arrives at {device}: UDP port {port} and VNI {vni} select the VTEP", "到达 {device}：UDP 端口 {port} 与 VNI {vni} 选定 VTEP"),
+        "arrives-udp": ("arrives at {device}: UDP port {port} is flannel's", "到达 {device}：UDP 端口 {port} 属于 flannel"),
+        "arrives-plain": ("arrives at {device}", "到达 {device}"),
+        "decapsulated": ("unwrapped; the inner destination MAC {mac} is {device}'s own", "解封装；内层目的 MAC {mac} 正是 {device} 自己的"),
+        "enters-bridge": ("enters bridge {bridge} by port {port}", "经端口 {port} 进入网桥 {bridge}"),
+        "enters-bridge-port-unknown": ("enters bridge {bridge}, by which port is not in the tables", "进入网桥 {bridge}，表中未说明端口"),
+        "bridge-port": ("bridge {bridge} has {mac} behind port {port}", "网桥 {bridge} 在端口 {port} 后有 {mac}"),
+        "bridge-flood": ("bridge {bridge} has no row for {mac}: it goes out of every port", "网桥 {bridge} 没有 {mac} 的表项：向所有端口泛洪"),
+        "bridge-unknown": ("behind which port of {bridge} {mac} is, no table says", "表中未说明 {mac} 在 {bridge} 的哪个端口后"),
+        "into-container": ("goes into the container of {address} by {device}", "经 {device} 进入 {address} 的容器"),
+        "delivered-host": ("delivered to the host: {address} on {device}", "交付主机：{device} 上的 {address}"),
+        "delivered-container": ("delivered to the container: {address} is its own", "交付容器：{address} 是它自己的地址"),
+        "ends-peer-tables": ("the tables of host {host} are not here: the walk ends", "没有主机 {host} 的表：推演到此为止"),
+        "ends-container-unknown": (
+            "the container of {address} behind {device} is not in the tables: the walk ends",
+            "表中没有 {device} 后 {address} 的容器：推演到此为止",
+        ),
+        "ends-device-kind": ("{device} is a {kind}, which this walk does not go through", "{device} 是 {kind}，推演不经过此类设备"),
+        "ends-no-routes": ("no route table is here that could say where {dst} goes", "没有可以说明 {dst} 去向的路由表"),
+        "ends-remote-unknown": ("goes to {address} by {device}; who that is, no table says", "从 {device} 发往 {address}；表中未说明那是谁"),
+        "ends-outside": ("leaves the cluster for {address}", "离开集群，发往 {address}"),
+        "ends-source-elsewhere": ("no node of these tables has {address}", "这些表中没有任何节点拥有 {address}"),
+        "ends-nexthop-object": ("the route's next hop is object {id}, which is not in the tables", "路由的下一跳是对象 {id}，表中没有它"),
+        "ends-multicast": ("{device} sends it to the multicast group {group}", "{device} 将其发往组播组 {group}"),
+    },
+    "cause": {
+        "route-missing": ("no route leads to {dst}", "没有通往 {dst} 的路由"),
+        "route-blackhole": ("the blackhole route {prefix} swallows what goes to {dst}", "黑洞路由 {prefix} 吞掉了发往 {dst} 的包"),
+        "route-unreachable": ("the route {prefix} says that {dst} is unreachable", "路由 {prefix} 声明 {dst} 不可达"),
+        "route-prohibit": ("the route {prefix} prohibits {dst}", "路由 {prefix} 禁止访问 {dst}"),
+        "route-dead": ("the route to {dst} is dead: {device} is down or has no carrier", "通往 {dst} 的路由已失效：{device} 未启用或无载波"),
+        "route-wrong-node": ("the route {prefix} leads {dst} to host {host}, which does not have it", "路由 {prefix} 把 {dst} 引向主机 {host}，而它不在那里"),
+        "routing-loop": ("the packet for {dst} comes back to {node}", "发往 {dst} 的包又回到了 {node}"),
+        "rule-drops": ("a policy rule ({action}) stops what goes to {dst}", "策略规则（{action}）阻止了发往 {dst} 的包"),
+        "device-down": ("{device} is down", "{device} 未启用"),
+        "device-missing": ("there is no device {device}", "没有设备 {device}"),
+        "neighbour-missing": ("{device} has no neighbour row for {address}", "{device} 没有 {address} 的邻居表项"),
+        "neighbour-failed": ("the neighbour {address} on {device} is {state}", "{device} 上的邻居 {address} 处于 {state}"),
+        "fdb-missing": ("{device} has no fdb row for {mac}: it does not know the host", "{device} 没有 {mac} 的转发表项：不知道在哪台主机"),
+        "fdb-wrong-host": ("the fdb sends {mac} to {host}, it is on {right}", "转发表把 {mac} 送往 {host}，它实际在 {right}"),
+        "fdb-own-host": ("the fdb sends {mac} to {host}, which is this node itself", "转发表把 {mac} 送往 {host}，那是本节点自己"),
+        "vtep-mac-stale": (
+            "the frame is for VTEP MAC {mac}, the peer's {device} has {right}: its kernel drops it",
+            "帧发往 VTEP MAC {mac}，而对端 {device} 的 MAC 是 {right}：对端内核将其丢弃",
+        ),
+        "vtep-mac-duplicate": ("two nodes have the VTEP MAC {mac} on {device}", "两个节点的 {device} 使用同一 VTEP MAC {mac}"),
+        "vni-mismatch": ("the packet has VNI {vni}, the peer's {device} listens for {right}", "包的 VNI 是 {vni}，对端 {device} 接收 {right}"),
+        "port-mismatch": ("sent to UDP port {port}, the peer's {device} listens on {right}", "发往 UDP 端口 {port}，对端 {device} 监听 {right}"),
+        "port-closed": ("nothing listens on UDP port {port} of {host}", "{host} 的 UDP 端口 {port} 无人监听"),
+        "vtep-missing": ("host {host} has no VTEP", "主机 {host} 没有 VTEP"),
+        "local-not-ours": ("{device} sends from {local}, which is no address of this node", "{device} 的源地址 {local} 不是本节点的地址"),
+        "encapsulation-loop": (
+            "the way to {host} leads into {device} again: the tunnel would go through itself",
+            "通往 {host} 的路又进入 {device}：隧道套住了自己",
+        ),
+        "underlay-neighbour-wrong": (
+            "the frame for {address} goes to MAC {mac}, that host has {right}",
+            "发给 {address} 的帧送往 MAC {mac}，该主机的 MAC 是 {right}",
+        ),
+        "underlay-source-dropped": (
+            "the packet arrives at {device} from {address}, which is an address of that node itself",
+            "包以 {address} 为源到达 {device}，而这是该节点自己的地址",
+        ),
+        "mtu-exceeded": (
+            "{size} bytes do not fit {device}'s MTU of {mtu}, and the packet may not be cut",
+            "{size} 字节超过 {device} 的 MTU {mtu}，且不允许分片",
+        ),
+        "rp-filter": (
+            "rp_filter drops it: an answer to {src} would leave by {other}, not by {device}",
+            "rp_filter 将其丢弃：给 {src} 的回应会从 {other} 而不是 {device} 发出",
+        ),
+        "forwarding-off": ("{device} does not forward: {key} is 0", "{device} 不转发：{key} 为 0"),
+        "bridge-port-blocked": ("bridge port {port} is {state}", "网桥端口 {port} 处于 {state}"),
+        "bridge-port-missing": ("no port of bridge {bridge} leads to {address}", "网桥 {bridge} 没有通往 {address} 的端口"),
+        "address-missing": ("nobody here has the address {address}", "这里没有谁拥有地址 {address}"),
+        "ttl-exceeded": ("the TTL runs out on the way to {dst}", "在到达 {dst} 之前 TTL 已耗尽"),
+        "detour": ("arrives, by way of {node}", "绕经 {node} 到达"),
+    },
+    "loss": {
+        "shorter-prefix": ("/{length} is shorter than /{winner}", "/{length} 短于 /{winner}"),
+        "higher-metric": ("metric {metric} is higher than {winner}", "度量 {metric} 高于 {winner}"),
+        "later-row": ("comes later, all else equal", "其余相同，排在后面"),
+        "later-rule": ("table {table} is asked later", "表 {table} 查得较晚"),
+        "dead": ("dead: {device} is down or has no carrier", "已失效：{device} 未启用或无载波"),
+        "other-device": ("is about {device}", "属于 {device}"),
+        "rule-no-match": ("the rule does not match", "规则不匹配"),
+        "suppressed": ("the rule does not take a prefix as short as /{length}", "规则不接受短至 /{length} 的前缀"),
+        "unused-mac": ("another MAC for {host}, no neighbour points to it", "{host} 的另一个 MAC，没有邻居指向它"),
+        "other-branch": ("the other way of the same route", "同一路由的另一条路"),
+        "other-vlan": ("is of VLAN {vlan}", "属于 VLAN {vlan}"),
+        "other-table": ("is in another table", "在另一张表中"),
+    },
+    "assumption": {
+        "default-rules": ("no `ip rule` is here: the kernel's three default rules are assumed", "没有 `ip rule`：按内核默认的三条规则推演"),
+        "local-from-addresses": ("the local table is taken from the addresses", "local 表由地址推出"),
+        "container-sends-to-gateway": ("a container's default route is assumed: by {device} to the bridge", "假定容器的默认路由：经 {device} 到网桥"),
+        "container-same-subnet": ("both containers are assumed to reach each other directly over {device}", "假定两个容器经 {device} 直接互通"),
+        "forwarding-on": ("forwarding is assumed to be on at {device}", "假定 {device} 已开启转发"),
+        "device-is-vxlan": ("{device} is assumed to be a VXLAN device: its rows have remote hosts", "假定 {device} 是 VXLAN 设备：它的表项指向远端主机"),
+        "device-is-bridge": ("{device} is assumed to be a bridge", "假定 {device} 是网桥"),
+        "table-may-be-excerpt": ("the table {table} may be an excerpt", "{table} 表可能不完整"),
+        "neighbour-device": ("the row of {address} names no device: {device} is assumed", "{address} 的表项没有设备名：假定为 {device}"),
+        "neighbour-will-confirm": ("{state}: used now, confirmed by the kernel in passing", "{state}：先使用，内核随后确认"),
+        "neighbour-will-ask": ("the kernel will ask for {address} first", "内核会先询问 {address}"),
+        "bridge-vlans-ignored": ("VLAN rows of {bridge} do not count: it does not filter VLANs", "{bridge} 不做 VLAN 过滤，VLAN 表项不计"),
+        "nft-not-evaluated": ("firewall rules are evidence and are not evaluated", "防火墙规则仅作证据，不参与推演"),
+        "rule-not-evaluated": ("the rule's selector `{selector}` is not evaluated", "规则的条件 `{selector}` 未参与推演"),
+        "only-vtep": ("{device} is the only VTEP here", "{device} 是这里唯一的 VTEP"),
+        "branch": ("way {number} of {count}, weight {weight}", "第 {number} 条路，共 {count} 条，权重 {weight}"),
+        "copy": ("copy {number} of {count}", "第 {number} 份，共 {count} 份"),
+        "fragmented": ("{size} bytes are cut to fit {device}'s MTU of {mtu}", "{size} 字节被分片以适应 {device} 的 MTU {mtu}"),
+        "too-large-unknown-df": (
+            "{size} bytes exceed {device}'s MTU of {mtu}: cut, or refused when it may not be cut",
+            "{size} 字节超过 {device} 的 MTU {mtu}：分片；若不允许分片则被拒绝",
+        ),
+        "snat-possible": ("masquerading may replace the source {address}", "地址伪装可能替换源地址 {address}"),
+        "container-end-unknown": ("the container of {address} is not in the tables", "表中没有 {address} 的容器"),
+        "address-from-route": ("{address} is taken for a container behind {device}, since its route says so", "按路由，把 {address} 当作 {device} 后的容器"),
+        "masked-mac": ("the MAC {mac} is written in part only", "MAC {mac} 只写出了一部分"),
+    },
+    "unknown": {
+        "port": (
+            "UDP port of {device} (flannel's default {default}; `ip -d link` shows it)",
+            "{device} 的 UDP 端口（flannel 默认 {default}；可用 `ip -d link` 查看）",
+        ),
+        "vni": ("VNI of {device} (`ip -d link` shows it)", "{device} 的 VNI（可用 `ip -d link` 查看）"),
+        "vtep-mac": ("{device}'s own MAC", "{device} 自己的 MAC"),
+        "mtu": ("MTU of {device}", "{device} 的 MTU"),
+        "underlay-neighbour": ("MAC of {address} on {device}", "{device} 上 {address} 的 MAC"),
+        "source-address": ("source address at {device}", "{device} 上的源地址"),
+        "source-mac": ("source MAC at {device}", "{device} 上的源 MAC"),
+        "rp-filter": ("rp_filter of {device}", "{device} 的 rp_filter"),
+        "container-mac": ("MAC of the container {address}", "容器 {address} 的 MAC"),
+        "bridge-port": ("port of {bridge} that {address} is behind", "{address} 在 {bridge} 的哪个端口后"),
+        "device-state": ("whether {device} is up", "{device} 是否启用"),
+    },
+    "finding": {
+        "fdb-stale": (
+            "{device}: the fdb row {mac} -> {host} is a leftover: no neighbour points to it",
+            "{device}：转发表项 {mac} -> {host} 是遗留：没有邻居指向它",
+        ),
+        "fdb-show-without-dev": (
+            "`{command}` without `dev` lists the rows of all devices ({devices}); `bridge fdb show dev {device}` lists its own",
+            "`{command}` 缺少 `dev`，列出了所有设备（{devices}）的表项；`bridge fdb show dev {device}` 只列它自己的",
+        ),
+        "prose-names-other-bridge": ("the text speaks of {named}, the containers are on {bridge}", "文中说的是 {named}，而容器在 {bridge} 上"),
+        "bridge-outside-overlay": ("{bridge} ({prefix}) is outside the overlay, with {ports} on it", "{bridge}（{prefix}）在覆盖网络之外，其上有 {ports}"),
+        "table-repeated": ("`{command}` is here twice with the same rows; the first is {first}", "`{command}` 出现了两次，内容相同；第一次在 {first}"),
+        "vtep-mac-unknown": ("{device}'s own MAC is not in the tables: `{command}` shows it", "表中没有 {device} 自己的 MAC：`{command}` 可以看到"),
+        "vni-unknown": ("{device}'s VNI is not in the tables: `{command}` shows it", "表中没有 {device} 的 VNI：`{command}` 可以看到"),
+        "port-unknown": ("{device}'s UDP port is not in the tables: `{command}` shows it", "表中没有 {device} 的 UDP 端口：`{command}` 可以看到"),
+        "mtu-unknown": ("the MTUs of {devices} are not in the tables: `{command}` shows them", "表中没有 {devices} 的 MTU：`{command}` 可以看到"),
+        "underlay-neighbours-unknown": (
+            "the neighbours on {devices} are not in the tables, so the outer destination MAC is unknown: `{command}` shows them",
+            "表中没有 {devices} 上的邻居，外层目的 MAC 因此未知：`{command}` 可以看到",
+        ),
+        "neighbour-unused": ("{device}: no route leads to the neighbour {address}", "{device}：没有路由通向邻居 {address}"),
+        "neighbour-without-fdb": (
+            "{device}: the neighbour {address} has MAC {mac}, which no fdb row has",
+            "{device}：邻居 {address} 的 MAC {mac} 没有转发表项",
+        ),
+        "gateway-without-neighbour": ("{device}: the gateway {address} has no neighbour row", "{device}：网关 {address} 没有邻居表项"),
+        "vtep-mac-differs": (
+            "the rows for host {host} have VTEP MAC {mac}, its device has {right}",
+            "主机 {host} 的表项使用 VTEP MAC {mac}，而它的设备是 {right}",
+        ),
+        "vtep-mac-duplicate": ("the VTEP MAC {mac} is on several nodes: {nodes}", "多个节点使用同一 VTEP MAC {mac}：{nodes}"),
+        "vni-differs": ("the nodes do not agree on the VNI: {vnis}", "各节点的 VNI 不一致：{vnis}"),
+        "port-differs": ("the nodes do not agree on the UDP port: {ports}", "各节点的 UDP 端口不一致：{ports}"),
+        "vtep-second": ("{device} and {other} share UDP port {port}", "{device} 与 {other} 共用 UDP 端口 {port}"),
+        "mtu-too-large": ("{device}'s MTU {mtu} is too large: {underlay} has room for {room}", "{device} 的 MTU {mtu} 过大：{underlay} 只容得下 {room}"),
+        "device-down": ("{device} is down", "{device} 未启用"),
+        "forwarding-off": ("{key} is 0: this node does not forward", "{key} 为 0：该节点不转发"),
+        "route-shadowed": ("this route never decides: {winner} always wins", "这条路由从不生效：{winner} 总是优先"),
+        "subnet-twice": ("{prefix} is on several nodes: {nodes}", "多个节点拥有 {prefix}：{nodes}"),
+        "fdb-two-hosts": ("{device}: {mac} has rows to several hosts: {hosts}", "{device}：{mac} 有指向多台主机的表项：{hosts}"),
+        "lease-row-missing": ("the lease of {subnet} has no rows on {device}", "租约 {subnet} 在 {device} 上没有表项"),
+        "nft-evidence": ("{lines} lines of firewall rules are here and are not evaluated", "有 {lines} 行防火墙规则，未参与推演"),
+    },
+}
+
+LABELS: dict[str, tuple[str, str]] = {
+    "delivered": ("delivered", "已送达"),
+    "dropped": ("dropped", "被丢弃"),
+    "lost": ("lost", "丢失"),
+    "detour": ("delivered by a detour", "绕路送达"),
+    "unknown": ("not known to the end", "无法推演到底"),
+    "text": ("predicted from pasted tables", "由粘贴的表推演"),
+    "tables": ("predicted from live tables", "由实时表推演"),
+    "packet": ("observed with packet sockets", "用数据包套接字观察"),
+    "bpf": ("observed with BPF tracepoints", "用 BPF 跟踪点观察"),
+    "where": ("where", "位置"),
+    "decided by": ("decided by", "依据"),
+    "step": ("step {number}", "步骤 {number}"),
+    "not": ("not", "落选"),
+    "assumed": ("assumed", "假定"),
+    "unknown value": ("unknown", "未知"),
+    "way": ("way {branch}: {verdict}", "路径 {branch}：{verdict}"),
+    "cause": ("cause", "原因"),
+    "evidence": ("evidence", "证据"),
+    "fix": ("fix", "修复"),
+    "on": ("on {node}", "在 {node} 上"),
+    "findings": ("About the tables", "关于这些表"),
+    "bytes": ("Bytes", "字节"),
+    "frame": ("{node} {device} {direction}: {size} bytes", "{node} {device} {direction}：{size} 字节"),
+    "fragment": ("fragment {number} of {count}", "分片 {number}/{count}"),
+    "added": ("{size} of them added by the tunnel", "其中 {size} 字节由隧道添加"),
+    "in": ("in", "入"),
+    "out": ("out", "出"),
+    "none known": ("no frame is known", "没有已知的帧"),
+    "unknown fields": ("unknown: {fields}", "未知：{fields}"),
+    "decode": ("decode with: {command}", "解码命令：{command}"),
+    "example values": ("unknown bytes hold example values", "未知字节为示例值"),
+    "written": ("{file}: {count} packets at {devices} devices", "{file}：{devices} 个设备上的 {count} 个包"),
+    "drawn": ("{file}: the figure", "{file}：数据流图"),
+}
+
+# What svg.WORDS has in English.
+FIGURE_ZH = {
+    "container": "容器",
+    "bridge": "网桥",
+    "vtep": "VTEP",
+    "nic": "网卡",
+    "on the wire": "线路上：{size} 字节",
+    "inside": "容器的帧：{size} 字节",
+    "added": "+{size} 字节",
+    "outer": "外层",
+    "inner": "内层",
+    "bytes": "{size} 字节",
+    "unknown": "未知",
+    "more nodes": "另有 {count} 个节点",
+    "of fragments": "{count} 个分片中的第一个",
+}
+
+
+def sayer(language: Language) -> Say:
+    """What makes sentences of ids, in one language. An id or parameter that the table lacks is a KeyError."""
+    place = LANGUAGES.index(language)
+
+    def say(kind: str, said: Said) -> str:
+        return SENTENCES[kind][said.id][place].format_map(said.params)
+
+    return say
+
+
+def label(language: Language, name: str, **values: object) -> str:
+    return LABELS[name][LANGUAGES.index(language)].format_map(values)
+
+
+def language_of(environment: Mapping[str, str]) -> Language:
+    """The locale's language, as gettext looks for it: the first of these that is set decides."""
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := environment.get(name):
+            return "zh" if value.lower().startswith("zh") else "en"
+    return "en"
