@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,7 @@ def circumstances(title: str) -> Iterator[None]:
         sys.exit("bench: needs root, for network namespaces")
     now = datetime.datetime.now(datetime.UTC)
     print(f"{title}\n{now:%Y-%m-%d %H:%M} UTC, Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} CPUs\n", flush=True)
+    sweep()
     load, start, busy, ours = os.getloadavg()[0], time.monotonic(), machine_busy_s(), ours_s()
     yield
     took = time.monotonic() - start
@@ -163,16 +165,25 @@ class Node:
 @contextlib.contextmanager
 def nodes(count: int) -> Iterator[list[Node]]:
     """Namespaces and a directory that are gone afterwards, whatever happens."""
-    made: list[Node] = []
-    with tempfile.TemporaryDirectory(prefix="tweed-bench-") as directory:
-        try:
-            for number in range(count):
-                made.append(Node(number, Path(directory) / f"node{number}"))
-                made[-1].set_up()
-            yield made
-        finally:
-            for node in made:
-                node.remove()
+    with tempfile.TemporaryDirectory(prefix="tweed-bench-") as directory, contextlib.ExitStack() as stack:
+        made = []
+        for number in range(count):
+            node = Node(number, Path(directory) / f"node{number}")
+            stack.callback(node.remove)
+            node.set_up()
+            made.append(node)
+        yield made
+
+
+def sweep() -> None:
+    """Remove what an earlier run left that was killed: its agents first, then their namespaces."""
+    for name in netns.names():
+        bench, _, number = name.rpartition("-")[0].partition("-")
+        if bench == "tweedb" and not Path(f"/proc/{number}").exists():
+            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout
+            for pid in pids.split():
+                os.kill(int(pid), signal.SIGTERM)
+            netns.delete(name)
 
 
 class Agent:
@@ -185,7 +196,8 @@ class Agent:
         command = ["nsenter", f"--net={netns.DIRECTORY}/{node.name}", sys.executable, "-m", "tweed", "agent", *words, *more]
         self.log: list[str] = []
         self.started = time.monotonic()
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("TWEED_", "FLANNELD_"))}
+        self.process = subprocess.Popen(command, env=plain, stderr=subprocess.PIPE)
         self.pid = self.process.pid  # nsenter becomes the agent
         self.rest = b""
 

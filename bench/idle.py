@@ -16,7 +16,7 @@ COUNTS, SECONDS = (0, 1_000, 10_000), 60
 FLOOR = """
 import asyncio
 async def main():
-    while True:
+    for _ in range(120):
         await asyncio.sleep(1)
 asyncio.run(main())
 """
