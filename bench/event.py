@@ -57,8 +57,10 @@ def measure(count: int, path: Path, where: Sequence[Node], agents: Sequence[Agen
             each.drain()
         time.sleep(PAUSE_S)
     cpu_ms = [1000 * (cpu_s(each.pid) - before) / EVENTS for each, before in zip(agents, cpu, strict=True)]
-    for opened in (*monitors, bare.nl, store.database):
-        opened.close()
+    for monitor in monitors:
+        monitor.close()
+    bare.nl.close()
+    store.database.close()
     over = statistics.median(mine / least for mine, least in zip(seen, floor, strict=True))
     return [
         (f"{count:,}", "the transaction alone", *figures(put)),

@@ -35,7 +35,11 @@ def one_family(node: Node, family: int) -> None:
         report = dataplane.look()
         assert len(report.changes) == len(changes) and not report.failures, report.failures[:1]
 
-    messages, ours, dumps, look, one = ([] for _ in range(5))  # type: tuple[list[Sample], ...]
+    messages: list[Sample] = []
+    ours: list[Sample] = []
+    dumps: list[Sample] = []
+    look: list[Sample] = []
+    one: list[Sample] = []
     for _ in range(ROUNDS):
         overlay.empty()
         messages.append(overlay.send_packed(changes))
