@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import socket
 import stat
 import urllib.error
@@ -169,6 +170,19 @@ def test_changing_things_is_not_possible_over_tcp(node: Node) -> None:
 
 def test_it_listens_on_loopback_only(node: Node) -> None:
     assert [line.split()[3] for line in node.sh("ss -Hltn").splitlines()] == ["127.0.0.1:9472"]
+
+
+def test_at_the_limit_of_open_files_it_says_so_and_goes_on(node: Node) -> None:
+    pid = node.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    assert before[0] == before[1], "as many as it may have"
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        node.sh("ip link set flannel.1 down")
+        wait_for(lambda: "WARNING open files: Too many open files: raise LimitNOFILE" in node.log.read_text(), "the limit is named")
+        wait_for(lambda: "UP" in node.sh("ip link show flannel.1"), "and what needs no file is mended")
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
 
 def test_a_port_that_is_taken_is_a_problem_but_no_end(cluster: Cluster) -> None:

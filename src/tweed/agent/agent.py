@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -359,6 +360,10 @@ class Agent:
             await self.membership.publish(self.lease())
         except KernelError as error:  # a device that went between two questions, an answer that was lost
             report = Report(device_failures={"kernel": str(error)})
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            report = Report(device_failures={"open files": f"{error.strerror}: raise LimitNOFILE, or end who holds the agent's connections open"})
         self._finish(report, reasons)
 
     async def _mend(self, reasons: set[str]) -> Report:
@@ -410,6 +415,8 @@ class Agent:
         self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))
         if self.complete and not reasons & {"start", "lease"}:
             self.repairs += done
+        for name, text in report.device_failures.items():
+            log.warning("%s: %s", name, text)
         if report.failures or report.device_failures:
             self.reason = str(next(iter(report.failures), None) or next(f"{k}: {v}" for k, v in report.device_failures.items()))
             if self.retry is not None:

@@ -187,5 +187,3 @@ def _say(report: Report) -> None:
         log.info("did %d more of these, %d in all, in %.0f ms", len(report.changes) - LOG_ROWS, len(report.changes), report.duration_s * 1000)
     for failure in report.failures[:LOG_ROWS]:
         log.warning("the kernel refused %s", failure)
-    for name, text in report.device_failures.items():
-        log.warning("device %s: %s", name, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 from contextlib import AsyncExitStack
 from typing import IO
@@ -20,6 +21,8 @@ from tweed.errors import TweedError
 def run(settings: Settings, *, watch_kernel: bool = True) -> None:
     """Until a signal. Raises TweedError when it cannot start, UsageError for what can never work."""
     start_logging()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the soft 1024 is select()'s, and a thousand idle clients
     with lock(settings):
         asyncio.run(_main(settings, watch_kernel))
 
