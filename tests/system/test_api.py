@@ -303,3 +303,11 @@ def test_a_configuration_is_waited_for_and_named(tmp_path: object) -> None:
             call(node.socket, "POST", "/v1/attachments", {"container_id": "c", "netns": f"/run/netns/{node.name}", "ifname": "eth0"})
         cluster.configure(json.dumps(V4))
         wait_for(lambda: get(node, "/readyz")[0] == 200, "ready")
+
+
+def test_a_socket_that_cannot_be_made_is_one_line(cluster: Cluster) -> None:
+    """The kernel's limit for the path of a unix socket is 107 bytes."""
+    node = cluster.nodes[1]
+    done = node.tweed("agent", *node.flags, "--run-dir", str(node.directory / ("x" * 120)), "--node-name", "n9")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tweed: cannot listen on /") and "choose another --run-dir" in done.stderr

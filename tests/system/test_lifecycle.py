@@ -215,6 +215,17 @@ def test_cleanup_where_nothing_ever_was(pair: tuple[Node, Node]) -> None:
     assert everything(a) == before and list(a.directory.iterdir()) == []
 
 
+def test_a_device_in_the_place_of_the_subnet_file_survives(pair: tuple[Node, Node]) -> None:
+    """`--subnet-file /dev/null` is what somebody types who has no use for the file."""
+    a, _ = pair
+    a.sh(f"mknod {a.subnet_file} c 1 3")
+    a.start()
+    (problem,) = a.status()["problems"]
+    assert problem["id"] == "subnet-file" and "it exists and is no file" in problem["text"]
+    assert a.tweed("cleanup", *a.flags).returncode == 0
+    assert a.subnet_file.is_char_device()
+
+
 def test_cleanup_keeps_what_somebody_changed_since(pair: tuple[Node, Node]) -> None:
     """A sysctl that has another value by now is somebody's; a device of our name that is no VTEP, too."""
     a, _ = pair

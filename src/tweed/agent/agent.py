@@ -249,7 +249,7 @@ class Agent:
         files.remove_stale_devices(self.netlink, self.notes, keep=[v.name for v in self.dataplane.vteps])
         self.notes.add("devices", (v.name for v in self.dataplane.vteps))
         self.notes.add("networks", (str(n) for n in self.network.networks))
-        self.notes.add("files", [str(self.settings.subnet_file)])
+        self.notes.add("files", [str(self.settings.subnet_file.absolute())])
         self._write_subnet_file()
         self.attachments.reconcile()
         self.look_again("start")

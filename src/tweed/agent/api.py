@@ -124,10 +124,12 @@ async def serve(agent: Agent, stop: Callable[[], None], stack: AsyncExitStack) -
     api = Api(agent, stop)
     settings = agent.settings
     runner = await _runner(api.routes(), stack)
-    settings.socket.unlink(missing_ok=True)
     old = os.umask(0o177)
     try:
+        settings.socket.unlink(missing_ok=True)
         await web.UnixSite(runner, settings.socket, backlog=BACKLOG).start()
+    except OSError as error:
+        raise TweedError(f"cannot listen on {settings.socket}: {error.strerror or error}; choose another --run-dir") from None
     finally:
         os.umask(old)
     stack.callback(settings.socket.unlink, missing_ok=True)

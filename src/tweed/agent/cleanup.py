@@ -47,7 +47,7 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
         if not keep_lease and (line := _release(settings)):
             yield line
         for text in notes.noted.files:
-            if Path(text).exists():
+            if Path(text).is_file():
                 Path(text).unlink()
                 yield f"removed {text}"
         for path in (notes.path, settings.state_dir / "attachments.json", settings.socket):  # the socket of an agent that was killed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ from tweed.wire.flannel import Network, SubnetEnv, format_subnet_env, parse_subn
 
 
 def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
-    """Temp file, fsync, rename: a reader sees the old text or the new one. Raises OSError."""
+    """Temp file, fsync, rename: a reader sees the old text or the new one. Raises OSError, also where something other than a file is in the way."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "it exists and is no file", str(path))  # a rename would replace /dev/null
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
