@@ -24,7 +24,7 @@ class Rule(NamedTuple):
 VALUES = ("model", "errors", "addr", "config")
 # All of the walk that needs no kernel. What is said in sentences and pictures comes last in it.
 TABLES = ("trace.snapshot", "trace.result", "trace.frames", "trace.read", "trace.parse", "trace.tables", "trace.walk", "trace.findings")
-SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure")
+SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure", "trace.pcap")
 PURE = ("wire", "plan", *TABLES, *SHOWN, "doctor.checks")
 LOWER = (*VALUES, *PURE, "kernel", "stores")
 LAST = ("cli", "commands", "web")
