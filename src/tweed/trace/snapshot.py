@@ -169,7 +169,7 @@ class PortRow(Row, frozen=True, kw_only=True, gc=False):
 
 
 class SocketRow(Row, frozen=True, kw_only=True, gc=False):
-    """`ss -uln`. `address` None: any. `process`: as ss has it, None for a socket of the kernel's own (vxlan) or without rights to see."""
+    """`ss -uln`. `address` None: any of both families (`*`). `process`: as ss has it, None for the kernel's own (vxlan) or without rights to see."""
 
     port: int
     address: bytes | None = None
@@ -198,7 +198,8 @@ class LeaseRow(Row, frozen=True, kw_only=True, gc=False):
 class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A table was shown: all of it, or narrowed to a device, a family (4, 6), a route table ("all" for every one).
 
-    `command` None: no command line said so, only rows of this shape were there, which may be an excerpt.
+    `command` None: no command line said so, only rows of this shape were there, which may be an excerpt. `repeats`: where the very same
+    table was shown before.
     """
 
     table: Table
@@ -207,6 +208,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     route_table: str | None = None
     command: str | None = None
     source: str = ""
+    repeats: str | None = None
 
 
 class Unread(msgspec.Struct, frozen=True, kw_only=True, gc=False):

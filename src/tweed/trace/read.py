@@ -1,0 +1,330 @@
+"""What people paste, as a snapshot: text of any number of commands, JSON of `-j`, bundles.
+
+    read([Source(None, "vxlan-mode.md", data)]) -> Snapshot
+
+Three questions are asked of each line: is it a prompt or command (then it says what follows), does it go on with the row before it, and
+which table has rows of its shape? What answers none of them is prose; what has the shape of a row and cannot be read is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tweed.trace import snapshot as s
+from tweed.trace.parse import commands, links, neighbours, routes
+from tweed.trace.parse.nodes import Table, build
+from tweed.trace.parse.parsers import PARSE, PARSE_JSON, UNREADABLE, elements_of, json_kind
+from tweed.trace.parse.words import MAC, Where, looks_like_address
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COMMENT = re.compile(r"(?:^|\s+)(?://|#).*")
+RULE = re.compile(r"\d+:\s+(?:not\s+)?(?:from|to|iif|fwmark)\s.*")
+NFT = re.compile(r"table (?:ip|ip6|inet|bridge|arp|netdev) \S+ \{.*")
+SOCKET = re.compile(r"(?:udp6?\s+)?(?:UNCONN|ESTAB)\s+\d+\s+\d+\s.*|udp6?\s+\d+\s+\d+\s.*")
+SOCKET_HEADER = re.compile(r"(?:Netid\s+)?State\s+Recv-Q.*|Active Internet connections.*|Proto\s+Recv-Q.*")
+# First words of an indented line that belongs to the device above it.
+LINK_MORE = re.compile(
+    r"(?:link/|inet6?\s|valid_lft|vxlan\s|veth\b|bridge|tun\s|alias|altname|vlan\s|bond|ipip|wireguard|geneve|dummy|macvlan|ipvlan|RX|TX|vf\s|\d+\s|hairpin|numtx).*"
+)
+ROW_WORDS = routes.KEYWORDS | {"lladdr", "self", "master", "vlan", "dst", "permanent", "static"} | neighbours.NUD
+LARGEST = 256 << 20
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A file: the node that the user gave it to (None: its prompts say), its name for `source`, and its bytes."""
+
+    node: str | None
+    name: str
+    data: bytes
+
+
+class Pending(msgspec.Struct):
+    """A row that later lines may still belong to."""
+
+    kind: s.Table
+    number: int
+    lines: list[str]
+    device: bool = False  # a block of ip link, whose further lines are indented
+
+
+def read(sources: Sequence[Source]) -> s.Snapshot:
+    """All sources as one snapshot. Raises UsageError for a bundle that is none."""
+    reader = Reader()
+    bundles = []
+    for source in sources:
+        if looks_like_bundle(source.data):
+            bundles.append(s.decode(source.data, source.name))
+        else:
+            reader.file(source)
+    return merged(reader.snapshot(), bundles)
+
+
+def looks_like_bundle(data: bytes) -> bool:
+    return s.FORMAT.encode() in data[:200] and data.lstrip()[:1] == b"{"
+
+
+def merged(first: s.Snapshot, others: Sequence[s.Snapshot]) -> s.Snapshot:
+    """The tables of all. Of a node that two have, the rows of both."""
+    nodes = {node.name: node for node in first.nodes}
+    for other in others:
+        for node in other.nodes:
+            before = nodes.get(node.name)
+            if before is None:
+                nodes[node.name] = node
+                continue
+            fields = (name for name in node.__struct_fields__ if name != "name")
+            nodes[node.name] = msgspec.structs.replace(before, **{name: getattr(before, name) + getattr(node, name) for name in fields})
+    return s.Snapshot(
+        nodes=tuple(nodes.values()),
+        leases=first.leases + sum((other.leases for other in others), ()),
+        prose=first.prose + sum((other.prose for other in others), ()),
+        unread=first.unread + sum((other.unread for other in others), ()),
+    )
+
+
+class Reader:
+    """Reads file after file. `tables` by node; None is whoever the rest of the input turns out to be about."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str | None, list[Table]] = {}
+        self.prose: list[s.EvidenceRow] = []
+        self.unread: list[s.Unread] = []
+
+    # ---- a file -------------------------------------------------------------------------------------------------
+
+    def file(self, source: Source) -> None:
+        self.name, self.given = source.name, source.node
+        self.node: str | None = source.node
+        self.host: str | None = source.node
+        self.command: commands.Command | None = None
+        self.table: Table | None = None
+        self.pending: Pending | None = None
+        self.nft_depth = 0
+        if len(source.data) > LARGEST:
+            self.unread.append(s.Unread(source=f"{source.name}:1", text="", why=f"it has more than {LARGEST >> 20} MiB"))
+            return
+        utf16 = source.data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        text = source.data.decode("utf-16" if utf16 else "utf-8-sig", "replace")
+        lines = re.split(r"\r\n|\n|\r", ANSI.sub("", text))
+        at = 0
+        while at < len(lines):
+            at = self.line(lines, at)
+        self.finish()
+
+    def line(self, lines: list[str], at: int) -> int:
+        """Take the line at an index; returns the index of the next."""
+        line = lines[at].replace("\t", "    ").replace("\u00a0", " ").rstrip()
+        text = line.strip()
+        number = at + 1
+        if self.nft_depth or NFT.fullmatch(text):
+            self.nft(line, number)
+            return at + 1
+        if not text or text.startswith("```"):
+            return at + 1
+        if text[0] in "[{" and (after := self.json(lines, at)) is not None:
+            return after
+        if (found := commands.command(line)) is not None:
+            self.take_command(found, number)
+            return at + 1
+        row = COMMENT.sub("", line, count=1).replace("\\", " ").rstrip()
+        if row.strip():
+            self.take_row(row, line, number)
+        else:
+            self.take_prose(text, number)
+        return at + 1
+
+    def take_command(self, found: commands.Command, number: int) -> None:
+        self.finish()
+        self.command, self.table = found, None
+        if found.host is not None and self.given is None:
+            self.host = found.host
+        self.node = "/".join(part for part in (self.host, found.netns) if part) or None
+        if found.shown is not None:
+            self.open(msgspec.structs.replace(found.shown, source=f"{self.name}:{number}"))
+
+    def open(self, shown: s.Shown) -> Table:
+        self.table = Table(shown)
+        self.tables.setdefault(self.node, []).append(self.table)
+        return self.table
+
+    # ---- lines --------------------------------------------------------------------------------------------------
+
+    def take_row(self, row: str, line: str, number: int) -> None:
+        text = row.strip()
+        if self.goes_on(row):
+            assert self.pending is not None
+            self.pending.lines.append(row.strip() if not self.pending.device else row)
+            return
+        kind = self.shape(text)
+        if kind is None:
+            if SOCKET_HEADER.fullmatch(text):
+                self.finish()
+            elif suspicious(text) or (self.table is not None and self.table.shown.command and text.isascii() and not self.table.rows and self.pending is None):
+                self.finish()
+                table = self.command.text if self.command else "any table"
+                self.unread.append(s.Unread(source=f"{self.name}:{number}", text=line.strip(), why=f"it is no row of {table}"))
+            else:
+                self.take_prose(line.strip(), number)
+            return
+        self.finish()
+        self.pending = Pending(kind, number, [row if kind in ("link", "address") else text], kind in ("link", "address", "port"))
+
+    def take_prose(self, text: str, number: int) -> None:
+        self.prose.append(s.EvidenceRow(source=f"{self.name}:{number}", text=text))
+
+    def goes_on(self, row: str) -> bool:
+        """Whether a line belongs to the row before it: an indented line of a device, a next hop, or what a terminal wrapped."""
+        if self.pending is None:
+            return False
+        text = row.strip()
+        first = text.split(maxsplit=1)[0]
+        if self.pending.device:
+            return row[0] == " " and LINK_MORE.fullmatch(text) is not None and links.HEADER.fullmatch(text) is None
+        if self.pending.kind == "route" and first == "nexthop":
+            return True
+        return self.pending.kind in ("route", "neighbour", "fdb", "rule") and (first in ROW_WORDS or first in ("lookup", "onlink"))
+
+    def shape(self, text: str) -> s.Table | None:
+        """The table that has rows of this shape; the command before it decides between two."""
+        told = self.table.shown.table if self.table is not None else None
+        if links.HEADER.fullmatch(text):
+            if told in ("link", "address", "port"):
+                return told
+            return "port" if " master " in text and " state " in text and "priority" in text else "link"
+        if RULE.fullmatch(text):
+            return "rule"
+        if SOCKET.fullmatch(text):
+            return "socket"
+        if neighbours.SYSCTL.fullmatch(text):
+            return "sysctl"
+        if told in ("link", "address") and links.BRIEF.fullmatch(text):
+            return told
+        words = text.split()
+        if len(words) > 1 and words[1:] and MAC.fullmatch(words[0]):
+            return "fdb" if words[1] in ("dev", "dst", "vlan", "self", "master", "via", "nhid", "permanent", "offload", "extern_learn", "used") else None
+        if words[0] in routes.TYPES and len(words) > 1 and (looks_like_address(words[1]) or words[1] == "default"):
+            return "route"
+        if words[0] == "default" and len(words) > 1 and (words[1] in routes.KEYWORDS):
+            return "route"
+        if looks_like_address(words[0]):
+            if "lladdr" in words or any(word in neighbours.NUD for word in words[1:]):
+                return "neighbour"
+            if len(words) > 1 and words[1] in routes.KEYWORDS:
+                return "route"
+            # `ip route show dev X` may leave nothing but the prefix of a row.
+            if told == "route" and len(words) == 1:
+                return "route"
+        return None
+
+    def finish(self) -> None:
+        """Make a row of the pending lines."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        joined = "\n".join(pending.lines) if pending.device or pending.kind == "route" else " ".join(pending.lines)
+        if pending.kind == "route":
+            joined = join_wrapped(pending.lines)
+        table = self.table_of(pending.kind, pending.number)
+        where = self.where(table, f"{self.name}:{pending.number}", joined)
+        try:
+            table.rows += PARSE[pending.kind](where)
+        except UNREADABLE as error:
+            self.unread.append(s.Unread(source=where.source, text=joined, why=reason(error)))
+
+    def where(self, table: Table, source: str, text: str) -> Where:
+        shown, command = table.shown, self.command
+        family = command.family if command is not None and shown.command is not None else None
+        told = shown.route_table if shown.route_table not in (None, "all") else None
+        master = command.master if command is not None and shown.table == "fdb" else None
+        # `bridge fdb show flannel.1` lists all devices and names each.
+        return Where(source, text, shown.device, family or (shown.family if shown.table == "rule" else None), told, master)
+
+    def table_of(self, kind: s.Table, number: int) -> Table:
+        """The open table if it has rows of this kind, else one that nobody announced."""
+        if self.table is None or not (self.table.shown.table == kind or {self.table.shown.table, kind} == {"link", "address"}):
+            self.command = None if self.table is not None else self.command
+            return self.open(s.Shown(table=kind, source=f"{self.name}:{number}"))
+        return self.table
+
+    def nft(self, line: str, number: int) -> None:
+        """A ruleset, kept line by line until its braces close."""
+        self.finish()
+        table = self.table_of("nft", number)
+        table.rows.append(s.EvidenceRow(source=f"{self.name}:{number}", text=line.strip()))
+        self.nft_depth = max(0, self.nft_depth + line.count("{") - line.count("}"))
+
+    # ---- JSON ---------------------------------------------------------------------------------------------------
+
+    def json(self, lines: list[str], at: int) -> int | None:
+        """Read what begins at a line as JSON; the index after it, None when it is none."""
+        first = lines[at]
+        if not re.match(r'\s*(\[\s*($|[{\]])|\{\s*($|"))', first):
+            return None
+        text = "\n".join(lines[at:])
+        start = len(text) - len(text.lstrip())
+        decoder = json.JSONDecoder()
+        try:
+            elements = list(elements_of(text, start, decoder))
+        except (ValueError, RecursionError):
+            if re.match(r'\s*\[\s*\{\s*"|\s*\[\s*$', first) or self.table is not None:
+                self.unread.append(s.Unread(source=f"{self.name}:{at + 1}", text=first.strip()[:200], why="it begins like JSON and is none"))
+                return at + 1
+            return None
+        self.finish()
+        end = start
+        for element, begin, end in elements:
+            number = at + 1 + text.count("\n", 0, begin)
+            if isinstance(element, dict) and element:
+                self.take_json(element, " ".join(text[begin:end].split()), number)
+        return at + 1 + text.count("\n", 0, end)
+
+    def take_json(self, element: dict[str, Any], text: str, number: int) -> None:
+        kind = json_kind(element, self.table.shown.table if self.table is not None else None)
+        if kind is None:
+            self.unread.append(s.Unread(source=f"{self.name}:{number}", text=text[:200], why="it is no row of a table that is read here"))
+            return
+        table = self.table_of(kind, number)
+        where = self.where(table, f"{self.name}:{number}", text)
+        try:
+            table.rows += PARSE_JSON[kind](element, where)
+        except UNREADABLE as error:
+            self.unread.append(s.Unread(source=where.source, text=text[:200], why=reason(error)))
+
+    # ---- all together -------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> s.Snapshot:
+        """The nodes. Rows that nobody's prompt claimed are those of the only node there is, else of one called "node"."""
+        named = [name for name in self.tables if name is not None]
+        hosts = [name for name in named if "/" not in name]
+        nameless = hosts[0] if len(hosts) == 1 else "node"
+        nodes: dict[str, list[Table]] = {}
+        for name, tables in self.tables.items():
+            nodes.setdefault(nameless if name is None else name, []).extend(tables)
+        # A namespace inside a node of which there are no tables is a node: somebody keeps his nodes in namespaces.
+        built = [build(name, tables) for name, tables in nodes.items()]
+        return s.Snapshot(nodes=tuple(node for node in built if len(node) or node.shown), prose=tuple(self.prose), unread=tuple(self.unread))
+
+
+def join_wrapped(lines: list[str]) -> str:
+    """Lines of a route: each next hop keeps its own, others are one."""
+    joined = lines[0]
+    for line in lines[1:]:
+        joined += ("\n" if line.startswith("nexthop") else " ") + line
+    return joined
+
+
+def suspicious(text: str) -> bool:
+    """Whether a line wants to be a row: it begins with an address, a MAC or `default`, and is no sentence."""
+    words = text.split()
+    return text.isascii() and len(words) > 1 and (words[0] == "default" or looks_like_address(words[0]) or bool(MAC.fullmatch(words[0])))
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]}"
+    return " ".join(str(error).split())[:200] or type(error).__name__
