@@ -1,0 +1,71 @@
+"""Real agents on hosts that have a firewall and a router of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.l2 import Ether
+from tests.system.cluster import DUAL, Cluster
+from tests.system.conftest import Lab, all_pairs, eventually, ping, running
+
+QUIET_S = 1.0  # how long answers must stay away before they count as dropped
+
+
+def between_nodes(lab: Lab) -> set[tuple[str, str]]:
+    node_of = {pod.ip(family): pod.node for pod in lab.pods for family in (4, 6)}
+    origin = {pod.netns: pod.node for pod in lab.pods}
+    pairs = {pair for family in (4, 6) for pair in all_pairs(lab.pods, family)}
+    return {(netns, ip) for netns, ip in pairs if origin[netns] != node_of[ip]}
+
+
+def test_pods_talk_through_chains_that_drop_forwarded_traffic() -> None:
+    """Docker's policy in FORWARD is opened; somebody's own nft chain is named with the command that opens it, and that command is right."""
+    with running(f"h{os.getpid()}", "--nodes", "2", "--pods-per-node", "1", "--ipv6") as lab:
+        pairs = between_nodes(lab)
+        assert lab.tweed("pause").returncode == 0
+        for node in lab.nodes:
+            lab.run(node.name, "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP")
+        assert ping(pairs, patience_s=QUIET_S) == pairs, "the chains drop"
+        assert lab.tweed("resume").returncode == 0
+        eventually(lambda: not ping(pairs, patience_s=QUIET_S), "the agents open them")
+
+        lab.run("node1", "nft add table inet mine; nft 'add chain inet mine through { type filter hook forward priority 5; policy drop; }'")
+        eventually(lambda: [p for p in lab.agent("node1")["problems"] if p["id"] == "forward-drop"], "the chain is named")
+        said = [p["text"] for p in lab.agent("node1")["problems"]]
+        assert ping(pairs, patience_s=QUIET_S) == pairs and len(said) == 2 and all("table inet mine chain through" in text for text in said)
+        log = lab.tweed("logs", "node1").stdout
+        assert all(f"WARNING problem: forward-drop: inet mine through: {text}" in log for text in said)
+        assert 'tweed_problems{id="forward-drop"} 2.0' in lab.agent("node1", path="/metrics")
+        for text in said:
+            lab.run("node1", text.partition("to open it: ")[2])
+        eventually(lambda: not lab.agent("node1")["problems"], "no longer a problem")
+        assert ping(pairs) == set()
+
+
+def test_the_default_route_of_a_router_advertisement_survives_an_agent(tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1, DUAL) as cluster:
+        (node,) = cluster.nodes
+        router = "02:00:00:00:00:fe"
+        packet = Ether(src=router, dst="33:33:00:00:00:01") / IPv6(src="fe80::fe", dst="ff02::1", hlim=255)
+        packet = packet / ICMPv6ND_RA(routerlifetime=1800) / ICMPv6NDOptSrcLLAddr(lladdr=router)
+
+        def advertise() -> None:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+                sock.bind(("p1", 0))
+                sock.send(bytes(packet))
+
+        def learned() -> bool:
+            return "default via fe80::fe dev ens33 proto ra" in node.sh("ip -6 route show default")
+
+        cluster.switch.do(advertise)
+        eventually(learned, "the kernel takes the route")
+        node.start()
+        assert node.sh("sysctl -n net.ipv6.conf.all.forwarding") == "1\n" and learned()
+        node.sh("ip -6 route flush default")
+        cluster.switch.do(advertise)
+        eventually(learned, "the next advertisement is heard too")
+        assert node.tweed("cleanup", *node.flags).returncode == 0
+        assert node.sh("sysctl -n net.ipv6.conf.all.forwarding net.ipv6.conf.ens33.accept_ra") == "0\n1\n" and learned()
