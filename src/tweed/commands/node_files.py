@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tweed.agent.files import write_atomic
-from tweed.errors import TweedError
+from tweed.errors import TweedError, UsageError
 
 # systemd 242 and later give every virtual device a MAC of their own choice (MACAddressPolicy=persistent, 99-default.link),
 # which flushes the VTEP's neighbours; networkd and NetworkManager drop addresses that they did not configure.
@@ -33,19 +33,26 @@ FILES = {
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), show_default=True, help="The file system to write to.")
 def node_files(write: bool, remove: bool, root: Path) -> None:
     """Files that keep udev, systemd-networkd and NetworkManager away from flannel.*, cni0 and the pods' veths."""
+    if write and remove:
+        raise UsageError("--write and --remove: give one of them")
+    changed = False
     for name, (text, why) in FILES.items():
         path = root / name
         try:
-            if remove:
-                if path.exists() and path.read_text() == text:
-                    path.unlink()
-                    click.echo(f"removed {path}")
-            elif write:
+            there = path.read_text() if path.exists() else None
+            if not (write or remove):
+                click.echo(f"# {path}: {why}\n{text}")
+            elif there not in (None, text):
+                click.echo(f"left alone {path}: it is not as tweed writes it", err=True)
+            elif write and there is None:
                 write_atomic(path, text)
                 click.echo(f"wrote {path}: {why}")
-            else:
-                click.echo(f"# {path}: {why}\n{text}")
+                changed = True
+            elif remove and there is not None:
+                path.unlink()
+                click.echo(f"removed {path}")
+                changed = True
         except OSError as error:
             raise TweedError(f"{path}: {error.strerror}") from None
-    if write or remove:
+    if changed:
         click.echo("they take effect after: udevadm control --reload; networkctl reload; nmcli general reload (those that you run)")
