@@ -41,6 +41,8 @@ def _as_read(address: InterfaceAddress) -> InterfaceAddress:
 
 def _compare(want: Sequence[Row], have: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Rows to put and rows to delete, of one kind."""
+    if not have:
+        return list(want), []
     wanted, there = set(want), set(have)
     missing = [row for row in want if row not in there]
     surplus = [row for row in have if row not in wanted]
