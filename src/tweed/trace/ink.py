@@ -10,7 +10,7 @@ SANS = "'DejaVu Sans', 'Noto Sans CJK SC', 'Noto Sans SC', 'Helvetica Neue', Ari
 MONO = "'DejaVu Sans Mono', Menlo, Consolas, monospace"
 MONO_WIDTH, SANS_WIDTH, CJK_WIDTH = 0.602, 0.62, 1.0  # of a character, in ems
 
-INK, QUIET, PAPER, BAD = "#1f2933", "#7b8794", "#ffffff", "#c62828"
+INK, QUIET, PAPER, BAD, DOUBT = "#1f2933", "#7b8794", "#ffffff", "#c62828", "#b7791f"
 
 
 class Box(NamedTuple):
@@ -81,3 +81,9 @@ def number(x: float, y: float, value: int, ink: str = INK) -> str:
 
 def cross(x: float, y: float) -> str:
     return f'<g stroke="{BAD}" stroke-width="5" stroke-linecap="round"><path d="M{x - 9:.1f} {y - 9:.1f} l18 18 M{x + 9:.1f} {y - 9:.1f} l-18 18"/></g>'
+
+
+def question(x: float, y: float) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="12" fill="{PAPER}" stroke="{DOUBT}" stroke-width="2.5"/>' + say(
+        x, y + 5, "?", 15, bold=True, ink=DOUBT, anchor="middle"
+    )

@@ -16,7 +16,7 @@ from xml.sax.saxutils import quoteattr
 import msgspec
 
 from tweed.trace.frames import Frame
-from tweed.trace.ink import BAD, INK, PAPER, QUIET, SANS, Box, box, clean, cross, line, number, say, shortened, text_width
+from tweed.trace.ink import BAD, INK, PAPER, QUIET, SANS, Box, box, clean, cross, line, number, question, say, shortened, text_width
 from tweed.wire.packet import Layer
 
 Role = Literal["container", "bridge", "vtep", "nic"]
@@ -91,7 +91,7 @@ class Picture(msgspec.Struct, frozen=True):
     """All that is drawn. The first node sends, the second receives (the same one when `same_node`), more stand by.
 
     `frame`: the packet at its largest, None: none is known. `fragments`: how many there are of it. `stop`: node and device at which
-    the packet goes no further. `words`: replacements for WORDS in another language.
+    the packet goes no further; `unknown`: or behind which nothing is known of it. `words`: replacements for WORDS in another language.
     """
 
     title: str
@@ -103,6 +103,7 @@ class Picture(msgspec.Struct, frozen=True):
     marks: tuple[Mark, ...] = ()
     stop: tuple[str, Role] | None = None
     delivered: bool = True
+    unknown: bool = False
     words: Mapping[str, str] = {}
 
 
@@ -266,6 +267,7 @@ def way(picture: Picture, shown: Sequence[NodeBox], boxes: Boxes) -> list[str]:
     all_legs = same_node_legs(shown[0], boxes) if picture.same_node else legs(picture, shown, boxes)
     ink: list[str] = []
     stopped = False
+    end = question if picture.unknown else cross
     numbers = {(mark.node, mark.role): [m for m in picture.marks if (m.node, m.role) == (mark.node, mark.role)] for mark in picture.marks}
     for leg in all_legs:
         here = (leg.node, leg.role)
@@ -277,13 +279,13 @@ def way(picture: Picture, shown: Sequence[NodeBox], boxes: Boxes) -> list[str]:
             across = abs(x1 - x0) > abs(y1 - y0)
             ink.append(number(*((x0 + 24 + 26 * place, y0 - 18) if across else (x0 + 22 + 26 * place, (y0 + y1) / 2)), mark.number, INK if mark.good else BAD))
         if picture.stop == here:
-            ink.append(cross(*at_start(leg.points)))
+            ink.append(end(*at_start(leg.points)))
     if picture.stop is not None and not stopped:  # at a device that nothing leaves: the last one
         node = next((node for node in shown if node.name == picture.stop[0]), None)
         device = next((d for d in (*node.devices, *node.containers) if d.role == picture.stop[1]), None) if node is not None else None
         if node is not None and device is not None:
             at = boxes[node.name, device.role, device.name]
-            ink.append(cross(at.middle, at.y))
+            ink.append(end(at.middle, at.y))
     return ink
 
 
