@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.system.cluster import DUAL, V4, Cluster, Node, wait_for
@@ -163,6 +166,33 @@ def test_a_clone_with_name_and_files_fences_the_first(tmp_path: Path) -> None:
         a.subnet_file.unlink()
         a.start()
         assert subnet(a) != subnet(b) and "belongs to another node named n1" in a.log.read_text()
+
+
+def test_two_agents_on_one_node(tmp_path: Path) -> None:
+    """Left to it, they would take each other's address and rows away for ever. The second waits, and takes over when the first ends."""
+    with Cluster(tmp_path, 1) as cluster:
+        (a,) = cluster.nodes
+        a.start()
+        before = a.tables()
+        flags = [word.replace("/n1/", "/second/") for word in a.flags]
+        (tmp_path / "second").mkdir()
+        with (tmp_path / "second/log").open("wb") as log:
+            command = a.argv(sys.executable, "-m", "tweed", "agent", *flags, "--node-name", "other", "--healthz-port", "0")
+            second = subprocess.Popen(command, env=cluster.environment, stdout=log, stderr=log)
+        cluster.callback(second.wait)
+        cluster.callback(second.kill)
+
+        def status() -> dict[str, Any]:
+            return call(tmp_path / "second/run/agent.sock", "GET", "/v1/status")
+
+        wait_for(lambda: "another agent keeps flannel.1 in this network namespace" in status()["reason"], "it says so")
+        assert leases(a) == ["n1"] and a.tables() == before and a.problems() == set()
+        a.end(9)
+        wait_for(lambda: status()["ready"], "the second is it")
+
+
+def leases(node: Node) -> list[str]:
+    return [lease["node"] for lease in json.loads(node.tweed("lease", "list", "--json").stdout)["leases"]]
 
 
 async def test_two_leases_with_one_subnet(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ import msgspec
 from tweed.addr import Prefix, format_address
 from tweed.agent import claim, files
 from tweed.agent.attachments import Attachments, NodeNetwork
-from tweed.agent.dataplane import Dataplane, Report
+from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
+from tweed.agent.exclusive import Exclusive
 from tweed.agent.firewall import BRIDGE, Firewall
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
@@ -87,6 +88,7 @@ class Agent:
         self.retry_s = RETRY_S[0]
         self.retry: asyncio.TimerHandle | None = None
         self.macs = MacWatch()
+        self.exclusive = Exclusive()
         self.nft_noted = False
         self.monitor: Monitor | None = None
         self.told: set[str] = set()
@@ -98,6 +100,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.firewall.close)
+            stack.callback(self.exclusive.close)
             stack.push_async_callback(self._close_store)
             if self.watch_kernel:
                 self.monitor = monitor = stack.enter_context(contextlib.closing(Monitor()))
@@ -141,6 +144,7 @@ class Agent:
             self.problems["direct-routing"] = Problem("direct-routing", "network configuration", text)
         self.underlay = await self._insist(self._choose_underlay)
         self.site.check_overlap()
+        await self._insist(self._be_alone)
         await self._insist(self._acquire)
         await self._insist(self._set_up_dataplane)
         follower = asyncio.create_task(self.membership.follow())
@@ -187,6 +191,10 @@ class Agent:
         addresses = " and ".join(format_address(a) for a in (underlay.local, underlay.local6) if a is not None)
         log.info("underlay is %s with %s, because of %s", underlay.device, addresses, underlay.why)
         return underlay
+
+    async def _be_alone(self) -> None:
+        assert self.site is not None
+        self.exclusive.hold([device_name(self.site.network.vni, family) for family in self.site.families])
 
     async def _acquire(self) -> None:
         """Hold a lease: the one that is provably ours, else a new one."""
@@ -400,9 +408,12 @@ class Agent:
     def _tell_problems(self) -> None:
         """Each problem once when it comes and once when it goes."""
         now = {str(problem) for problem in self.all_problems()}
-        for text in sorted(now - self.told):
+        new = sorted(now - self.told)
+        for text in new[:LOG_ROWS]:
             log.warning("problem: %s", text)
-        for text in sorted(self.told - now):
+        if len(new) > LOG_ROWS:
+            log.warning("problem: %d more of them: tweed status --json has all", len(new) - LOG_ROWS)
+        for text in sorted(self.told - now)[:LOG_ROWS]:
             log.info("no longer: %s", text)
         self.told = now
 

@@ -12,7 +12,7 @@ from tweed.agent.client import call
 from tweed.commands.common import agent_socket, json_option, print_json, socket_option
 from tweed.commands.lease import duration
 
-PEERS_SHOWN = 20
+SHOWN = 20
 
 
 @click.command()
@@ -60,12 +60,17 @@ def lines(d: dict[str, Any]) -> list[str]:
     peers = [p for p in d["peers"] if p["state"] != "reserved"]
     out.append(f"peers      {sum(p['state'] == 'programmed' for p in peers)} of {len(peers)} programmed")
     # Trouble first, so that it is not lost in a long list.
-    for peer in sorted(peers, key=lambda p: p["state"] == "programmed")[:PEERS_SHOWN]:
+    for peer in sorted(peers, key=lambda p: p["state"] == "programmed")[:SHOWN]:
         colour = "green" if peer["state"] == "programmed" else "red"
         out.append(f"  {click.style(peer['state'], fg=colour)} {peer['node'] or peer['key']}{': ' + peer['why'] if peer['why'] else ''}")
         out += [f"    {row}" for row in peer["rows"]]
-    if len(peers) > PEERS_SHOWN:
-        out.append(f"  and {len(peers) - PEERS_SHOWN} more: tweed status --json shows all")
-    out += [click.style("problem", fg="red") + f"    {p['subject']}: {p['text']}" for p in d["problems"]]
-    out += [click.style("refused", fg="red") + f"    {f['command'] or 'device'}: {f['text']}" for f in d["failures"]]
+    if len(peers) > SHOWN:
+        out.append(f"  and {len(peers) - SHOWN} more: tweed status --json shows all")
+    for word, said in (
+        ("problem", [f"{p['subject']}: {p['text']}" for p in d["problems"]]),
+        ("refused", [f"{f['command'] or 'device'}: {f['text']}" for f in d["failures"]]),
+    ):
+        out += [click.style(word, fg="red") + f"    {text}" for text in said[:SHOWN]]
+        if len(said) > SHOWN:
+            out.append(click.style(word, fg="red") + f"    and {len(said) - SHOWN} more: tweed status --json shows all")
     return out
