@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from tweed.trace.frames import VXLAN_PORT, Probe, Stage, frames
@@ -21,7 +22,7 @@ def stages_of(walk: Walk, probe: Probe, branch: str | None = None) -> tuple[Stag
 def decode_command(stages: Sequence[Stage], file: str) -> str:
     """The command line that reads the file with VXLAN understood at the ports that its packets have."""
     ports = dict.fromkeys(frame.port for stage in stages for frame in stage.frames if frame.port) or {VXLAN_PORT: None}
-    return " ".join(["tshark", *(f"-d udp.port=={port},vxlan" for port in ports), "-r", file])
+    return " ".join(["tshark", *(f"-d udp.port=={port},vxlan" for port in ports), "-r", shlex.quote(file)])
 
 
 def section(walk: Walk, stages: Sequence[Stage], file: str, language: Language, branch: str | None = None) -> Section:
