@@ -19,7 +19,8 @@ from tests.system.conftest import Lab, Pod, ping
 from tweed.addr import parse_address, parse_mac
 from tweed.kernel.capture import Capture
 from tweed.kernel.netns import open_netns, run_in
-from tweed.trace.frames import PROTOCOLS, Frame, Hop, Probe, Stage, Tunnel, frames, transport
+from tweed.trace.bits import Frame
+from tweed.trace.frames import PROTOCOLS, Hop, Probe, Stage, Tunnel, frames, transport
 from tweed.wire.packet import Packet, decode
 
 SEEN_S = 5.0

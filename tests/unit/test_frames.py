@@ -16,7 +16,8 @@ from tweed.addr import format_mac
 from tweed.addr import parse_address as ip
 from tweed.addr import parse_mac as mac
 from tweed.errors import UsageError
-from tweed.trace.frames import FILLING, Frame, Hop, Probe, Tunnel, frames, split
+from tweed.trace.bits import Frame
+from tweed.trace.frames import FILLING, Hop, Probe, Tunnel, frames, split
 from tweed.wire.packet import checksums, decode
 
 POD, GATEWAY, VTEP, PEER = mac("0a:58:0a:f4:00:02"), mac("0a:58:0a:f4:00:01"), mac("ca:59:7d:c2:5e:0f"), mac("86:22:66:41:77:3d")

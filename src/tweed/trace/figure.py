@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from tweed.addr import format_address, format_mac
-from tweed.trace.frames import Frame, Stage
+from tweed.trace.bits import Frame
+from tweed.trace.frames import Stage
 from tweed.trace.messages import FIGURE_ZH, Language, label
 from tweed.trace.render import sentence
 from tweed.trace.result import CAUSES, Step, Walk

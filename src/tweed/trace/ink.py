@@ -87,3 +87,11 @@ def question(x: float, y: float) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="12" fill="{PAPER}" stroke="{DOUBT}" stroke-width="2.5"/>' + say(
         x, y + 5, "?", 15, bold=True, ink=DOUBT, anchor="middle"
     )
+
+
+def at_start(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """A little way along the first part of an arrow."""
+    (x0, y0), (x1, y1) = points[:2]
+    length = max(abs(x1 - x0), abs(y1 - y0), 1.0)
+    step = min(14.0, length / 2)
+    return x0 + (x1 - x0) * step / length, y0 + (y1 - y0) * step / length

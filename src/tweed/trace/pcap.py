@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from tweed.trace.frames import VXLAN_PORT, Probe, Stage, frames
+from tweed.trace.bits import VXLAN_PORT
+from tweed.trace.frames import Probe, Stage, frames
 from tweed.trace.messages import Language, label
 from tweed.trace.render import sentence
 from tweed.trace.result import Step, Walk

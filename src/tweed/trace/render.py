@@ -10,7 +10,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from tweed.addr import format_address
-from tweed.trace.frames import Frame, Stage
+from tweed.trace.bits import Frame
+from tweed.trace.frames import Stage
 from tweed.trace.messages import Language, label, sayer
 from tweed.trace.result import Divergence, Finding, Quote, Said, Step, Walk, kind_of
 from tweed.wire.packet import Layer

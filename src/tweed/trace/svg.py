@@ -15,8 +15,8 @@ from xml.sax.saxutils import quoteattr
 
 import msgspec
 
-from tweed.trace.frames import Frame
-from tweed.trace.ink import BAD, INK, PAPER, QUIET, SANS, Box, box, clean, cross, line, number, question, say, shortened, text_width
+from tweed.trace.bits import Frame
+from tweed.trace.ink import BAD, INK, PAPER, QUIET, SANS, Box, at_start, box, clean, cross, line, number, question, say, shortened, text_width
 from tweed.wire.packet import Layer
 
 Role = Literal["container", "bridge", "vtep", "nic"]
@@ -287,14 +287,6 @@ def way(picture: Picture, shown: Sequence[NodeBox], boxes: Boxes) -> list[str]:
             at = boxes[node.name, device.role, device.name]
             ink.append(end(at.middle, at.y))
     return ink
-
-
-def at_start(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """A little way along the first part of an arrow."""
-    (x0, y0), (x1, y1) = points[:2]
-    length = max(abs(x1 - x0), abs(y1 - y0), 1.0)
-    step = min(14.0, length / 2)
-    return x0 + (x1 - x0) * step / length, y0 + (y1 - y0) * step / length
 
 
 def legs(picture: Picture, shown: Sequence[NodeBox], boxes: Boxes) -> list[Leg]:
