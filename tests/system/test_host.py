@@ -69,3 +69,15 @@ def test_the_default_route_of_a_router_advertisement_survives_an_agent(tmp_path:
         eventually(learned, "the next advertisement is heard too")
         assert node.tweed("cleanup", *node.flags).returncode == 0
         assert node.sh("sysctl -n net.ipv6.conf.all.forwarding net.ipv6.conf.ens33.accept_ra") == "0\n1\n" and learned()
+
+
+def test_addresses_and_routes_that_come_later_do_not_move_a_node(tmp_path: Path) -> None:
+    """IPv6 shows its newest address first, so autoconfiguration would move a node that all others know by another one."""
+    with Cluster(tmp_path, 2, DUAL) as cluster:
+        cluster.start()
+        node, peer = cluster.nodes
+        before, passes = node.tables() + peer.tables(), node.status()["reconcile"]["passes"]
+        node.sh("ip link add vpn0 type veth peer name vpn1; ip link set vpn0 up; ip addr add 172.31.0.1/24 dev vpn0; ip route add default via 172.31.0.2")
+        node.sh("ip -6 addr add 2001:db8:9::1/64 dev ens33 nodad; ip addr add 192.168.2.99/16 dev ens33")
+        eventually(lambda: node.status()["reconcile"]["passes"] > passes, "the agent looks again")
+        assert node.status()["underlay"]["device"] == "ens33" and node.tables() + peer.tables() == before

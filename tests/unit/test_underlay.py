@@ -6,7 +6,7 @@ import pytest
 from tweed.addr import Prefix, format_address, parse_address
 from tweed.errors import KernelError, UsageError
 from tweed.model import InterfaceAddress, Link, Route
-from tweed.plan.underlay import Host, NoUnderlay, Wish, choose_underlay
+from tweed.plan.underlay import Host, NoUnderlay, Wish, choose_underlay, keep_underlay
 
 P, A = Prefix.parse, parse_address
 
@@ -133,3 +133,26 @@ def test_an_unreachable_address_is_the_kernels_word():
 
     with pytest.raises(KernelError, match="unreachable"):
         choose_underlay(Wish((4,), can_reach="8.8.8.8"), HOST, unreachable)
+
+
+def test_what_comes_later_does_not_move_a_node():
+    now = choose((4, 6), iface=("ens33",))
+    newer = (InterfaceAddress("ens33", P("2001:db8::77/64")), InterfaceAddress("ens33", P("192.168.2.9/24")), *HOST.addresses)
+    busier = msgspec.structs.replace(HOST, addresses=newer, defaults=(route("tun0"), route("ens34"), *HOST.defaults))
+    assert keep_underlay(now, busier) == now
+    anew = (Link("ens33", 12, mtu=1400), *HOST.links[2:])
+    assert keep_underlay(now, msgspec.structs.replace(busier, links=anew)) == msgspec.structs.replace(now, index=12, mtu=1400)
+
+
+@pytest.mark.parametrize("gone", ["192.168.2.200/24", "fd00:192::200/64"])
+def test_a_device_or_an_address_that_is_gone_is_chosen_anew(gone):
+    now = choose((4, 6), iface=("ens33",))
+    left = tuple(a for a in HOST.addresses if a.address != P(gone))
+    assert len(left) == len(HOST.addresses) - 1
+    assert keep_underlay(now, msgspec.structs.replace(HOST, addresses=left)) is None
+    assert keep_underlay(now, msgspec.structs.replace(HOST, links=HOST.links[:1])) is None
+
+
+def test_a_link_local_address_gives_way():
+    now = msgspec.structs.replace(choose((4, 6), iface=("ens33",)), local6=A("fe80::1"))
+    assert keep_underlay(now, HOST) is None

@@ -208,7 +208,7 @@ class Agent:
         """An underlay that changed its address, index or MTU is followed; one that is gone is waited for."""
         assert self.underlay is not None and self.site is not None
         try:
-            underlay = self.site.underlay()
+            underlay = self.site.underlay(self.underlay)
         except (NoUnderlay, KernelError) as error:
             self.problems["underlay"] = Problem("underlay", self.underlay.device, str(error))
             return

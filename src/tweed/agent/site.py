@@ -10,7 +10,7 @@ from tweed.errors import UsageError
 from tweed.kernel import links, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Owner
-from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay
+from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay, keep_underlay
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
 EVERYTHING = (Prefix.parse("0.0.0.0/0"), Prefix.parse("::/0"))
@@ -36,11 +36,14 @@ class Site:
         defaults = tuple(r for everything in EVERYTHING for r in tables.routes(self.netlink, everything.family, inside=everything, exact=True))
         return Host(found, addresses, defaults)
 
-    def underlay(self) -> Underlay:
-        """The underlay that would be chosen now. Raises NoUnderlay, UsageError, KernelError."""
+    def underlay(self, now: Underlay | None = None) -> Underlay:
+        """The underlay `now` while it lasts, else the one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""
+        host = self.host()
+        if now is not None and (kept := keep_underlay(now, host)) is not None:
+            return kept
         s = self.settings
         wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
-        return choose_underlay(wish, self.host(), lambda address: tables.lookup_route(self.netlink, address))
+        return choose_underlay(wish, host, lambda address: tables.lookup_route(self.netlink, address))
 
     def check_overlap(self) -> None:
         """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are."""

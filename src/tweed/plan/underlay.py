@@ -16,6 +16,8 @@ from tweed.addr import format_address, parse_address
 from tweed.errors import TweedError, UsageError
 from tweed.model import InterfaceAddress, Link, Route
 
+SCOPE_LINK = 253  # RT_SCOPE_LINK; a larger number is a smaller scope
+
 
 class Wish(msgspec.Struct, frozen=True):
     """What the settings say about the underlay, and which families are on."""
@@ -46,7 +48,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """The choice. `local` addresses are the device's own, `public` ones what is published; `why` in words."""
+    """The choice. The `local` addresses are the tunnel's own and what is published; `why` in words."""
 
     device: str
     index: int
@@ -78,6 +80,19 @@ def choose_underlay(wish: Wish, host: Host, reach: Callable[[bytes], Route]) -> 
         if public is not None and host.owner(public) is None:
             raise NoUnderlay(f"--public-ip{'' if family == 4 else 'v6'} {format_address(public)} is not an address of this host; the tunnel needs a local one")
     return Underlay(link.name, link.index, link.mtu, locals_.get(4), locals_.get(6), why)
+
+
+def keep_underlay(now: Underlay, host: Host) -> Underlay | None:
+    """The one in use, with the index and MTU that its device has by now; None when device or address is gone and a new choice is due.
+
+    Addresses and default routes that come later (autoconfiguration, a temporary address, a VPN) do not move a node that others know;
+    only a link-local address gives way.
+    """
+    link = next((link for link in host.links if link.name == now.device), None)
+    there = {a.address.address for a in host.addresses if a.scope < SCOPE_LINK}
+    if link is None or link.mtu <= 0 or not {now.local, now.local6} - {None} <= there:
+        return None
+    return msgspec.structs.replace(now, index=link.index, mtu=link.mtu)
 
 
 def _interface(wish: Wish, host: Host, reach: Callable[[bytes], Route]) -> tuple[Link, str]:
