@@ -18,7 +18,7 @@ from tweed.agent.log import log
 from tweed.errors import KernelError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.netlink import Netlink
-from tweed.model import Changes, Failure, KernelState, Lease, Link, Route, Vtep
+from tweed.model import Changes, Failure, KernelState, Lease, Route, Vtep
 from tweed.plan.device import Create, Delete, DeviceStep, SetLocal, SetMac, SetMtu, SetUp, device_steps
 from tweed.plan.diff import confirmed, diff, held, split
 from tweed.plan.rows import Found, Shadow, divide, lease_rows, shadows, vtep_address
@@ -161,11 +161,6 @@ class Dataplane:
             return changes, ()
         refused = {failure.change for failure in failures}
         return tuple(change for change in (*puts, *deletes) if change not in refused), failures
-
-
-def find_devices(netlink: Netlink) -> list[Link]:
-    """Every vxlan device that carries flannel's name for its VNI."""
-    return [link for link in links.links(netlink, kind="vxlan") if link.vxlan and link.name in (f"flannel.{link.vxlan.vni}", f"flannel-v6.{link.vxlan.vni}")]
 
 
 def _without(state: KernelState, devices: set[str]) -> KernelState:

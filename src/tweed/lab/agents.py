@@ -23,7 +23,6 @@ from tweed.lab.topology import UNDERLAY_DEVICE
 READY_S = 60.0  # without any sign of progress of any agent
 POLL_S = 0.05
 TELL_EVERY = 20  # agents
-HEALTHZ_PORT = 8081
 
 
 def command(lab: Lab, node: Node) -> list[str]:
@@ -44,7 +43,6 @@ def flags(lab: Lab, node: Node) -> list[str]:
         f"--run-dir={node.socket.parent}",
         f"--state-dir={node.directory / 'state'}",
         f"--subnet-file={node.directory / 'subnet.env'}",
-        f"--healthz-port={HEALTHZ_PORT}",
         "--ip-masq",
     ]
 
