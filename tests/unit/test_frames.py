@@ -79,6 +79,47 @@ def test_udp_and_tcp_equal_scapys(proto: str, family: int):
     assert frame.unknown == (("IPv6 flow_label",) if family == 6 else ()) + (("TCP window", "TCP checksum") if proto == "tcp" else ())
 
 
+macs, u16 = st.binary(min_size=6, max_size=6), st.integers(0, 0xFFFF)
+tunnels = st.builds(
+    Tunnel,
+    st.sampled_from([PEER_HOST, ip("fd77::202")]),
+    st.none(),
+    macs,
+    macs,
+    st.integers(0, 0xFFFFFF),
+    st.just(8472),
+    u16,
+    st.booleans(),
+    st.integers(1, 255),
+    u16,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(tunnels, macs, macs, st.integers(1, 255), st.integers(48, 1400), u16, u16)
+def test_any_tunnel_equals_scapys(tunnel: Tunnel, dst: bytes, src: bytes, ttl: int, size: int, id: int, identifier: int):
+    """The outer header of either family around an inner echo of IPv4."""
+    four = len(tunnel.dst) == 4
+    tunnel = msgspec.structs.replace(tunnel, src=HOST if four else ip("fd77::200"))
+    frame = one(Probe(A, B, size=size, sport=identifier, sequence=9, id=id), Hop("x", "nic", "out", dst, src, ttl, None, tunnel))
+    inner = Ether(dst=format_mac(dst), src=format_mac(src), type=0x0800) / IP(src="10.244.0.2", dst="10.244.2.2", id=id, ttl=ttl, flags="DF")
+    inner /= ICMP(id=identifier, seq=9) / Raw((FILLING * 200)[: size - 28])
+    outer = IP(src="192.168.2.200", dst="192.168.2.202", id=tunnel.id, ttl=tunnel.ttl) if four else IPv6(src="fd77::200", dst="fd77::202", hlim=tunnel.ttl)
+    udp = UDP(sport=tunnel.src_port, dport=8472, **({} if tunnel.checksum else {"chksum": 0}))
+    theirs = (
+        Ether(dst=format_mac(tunnel.dst_mac), src=format_mac(tunnel.src_mac), type=0x0800 if four else 0x86DD)
+        / outer
+        / udp
+        / VXLAN(vni=tunnel.vni, flags=8)
+        / inner
+    )
+    assert frame.data.hex() == bytes(theirs).hex()
+    # The MTU of the first device is not known, so neither is what a large packet says about fragments.
+    assert set(frame.unknown) == (
+        set() if size <= 576 else {"inner IPv4 dont_fragment", "inner IPv4 checksum"} | ({"outer UDP checksum"} if tunnel.checksum else set())
+    )
+
+
 def test_ipv6_in_ipv6_adds_seventy_bytes():
     tunnel = msgspec.structs.replace(TUNNEL, dst=ip("fd77::202"), src=ip("fd77::200"), checksum=True)
     frame = one(Probe(A6, B6, sport=1, sequence=2), msgspec.structs.replace(WAY[3], tunnel=tunnel))

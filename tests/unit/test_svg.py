@@ -121,3 +121,14 @@ def test_any_names_are_valid_xml(title: str, device: str, lines: list[str], fram
     picture = Picture(title, device, boxes, frame, marks=(Mark(1, boxes[0].name, "nic", title, good=False),))
     inside(picture)
     assert not re.search(r"<script|href|javascript:", draw(picture))
+
+
+def test_a_row_without_end_does_not_make_a_page_without_end():
+    picture = msgspec.structs.replace(TWO, marks=(Mark(1, "master", "nic", "nexthop via 10.0.0.1 " * 200),))
+    inside(picture)
+    assert float(ElementTree.fromstring(draw(picture).encode()).get("width", 0)) < 1400 and any(text.endswith("…") for text in texts(picture))
+
+
+def test_from_a_host_there_is_no_container():
+    host = NodeBox("master", node("master", 0).devices[:2])
+    assert arrows(msgspec.structs.replace(TWO, nodes=(host, TWO.nodes[1]))) == [OUTER, OUTER, OUTER, INNER, INNER]

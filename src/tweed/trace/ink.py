@@ -41,9 +41,12 @@ def shortened(text: str, width: float, size: float, mono: bool = True) -> str:
     """As much of a text as fits, with an ellipsis."""
     if text_width(text, size, mono) <= width:
         return text
-    while text and text_width(text + "…", size, mono) > width:
-        text = text[:-1]
-    return text + "…"
+    room = width - text_width("…", size, mono)
+    for end, character in enumerate(text):
+        room -= text_width(character, size, mono)
+        if room < 0:
+            return text[:end] + "…"
+    return text
 
 
 def clean(text: str) -> str:

@@ -27,7 +27,7 @@ MARGIN, TITLE_HEIGHT, HEAD = 36, 92, 44
 DEVICE_HEIGHT, DEVICE_GAP, DEVICE_LEAST = 62, 40, 196
 NODE_PADDING, COLUMN_GAP = 22, 64
 LAYER_HEIGHT, WIRE_ROOM = 46, 66
-STEP_HEIGHT = 26
+STEP_HEIGHT, LONGEST_ROW = 26, 1100
 
 INNER, OUTER, GREY = "#1e66d0", "#1f8a4c", "#8a94a0"
 # Of the packet's layers: fill and the line at its left.
@@ -152,7 +152,7 @@ def draw(picture: Picture) -> str:
     steps_y = depth + 34
     title_width = max(text_width(picture.title, 21), text_width(picture.subtitle, 14)) + 2 * MARGIN
     rows_x = MARGIN + 34 + max((text_width(mark.node, 13) for mark in picture.marks), default=0) + 18
-    steps_width = rows_x + max((text_width(mark.text, 13, mono=True) for mark in picture.marks), default=0) + MARGIN
+    steps_width = rows_x + max((min(text_width(mark.text, 13, mono=True), LONGEST_ROW) for mark in picture.marks), default=0) + MARGIN
     width = max(right + MARGIN, title_width, steps_width)
     height = steps_y + len(picture.marks) * STEP_HEIGHT + (0 if picture.marks else -20)
 
@@ -172,7 +172,7 @@ def draw(picture: Picture) -> str:
         ink += [
             number(MARGIN + 11, y - 4.5, mark.number, colour),
             say(MARGIN + 34, y, mark.node, 13, ink=colour),
-            say(rows_x, y, mark.text, 13, mono=True, ink=colour),
+            say(rows_x, y, shortened(mark.text, LONGEST_ROW, 13), 13, mono=True, ink=colour),
         ]
     return document(width, height, picture, ink)
 
