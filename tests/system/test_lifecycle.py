@@ -207,6 +207,15 @@ def test_cleanup_can_keep_the_lease(pair: tuple[Node, Node]) -> None:
     assert a.status()["subnet"] == subnet
 
 
+def test_cleanup_releases_the_lease_without_subnet_env(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    b.start()
+    a.start()
+    a.subnet_file.unlink()
+    done = a.tweed("cleanup", *a.flags)
+    assert done.returncode == 0 and "released lease" in done.stdout and leases(a) == ["n2"]
+
+
 def test_cleanup_where_nothing_ever_was(pair: tuple[Node, Node]) -> None:
     a, _ = pair
     before = everything(a)

@@ -16,9 +16,9 @@ from tweed.agent.firewall import undo_firewall
 from tweed.agent.main import lock
 from tweed.config import Settings
 from tweed.errors import TweedError
-from tweed.kernel import links, tables
+from tweed.kernel import links, sysctl, tables
 from tweed.kernel.netlink import Netlink
-from tweed.model import PROTOCOL, Change, Endpoint, Lease
+from tweed.model import PROTOCOL, Change, Endpoint, Lease, LeaseRecord
 from tweed.stores import LeaseStore, open_store
 
 STOP_S = 10.0
@@ -85,17 +85,25 @@ def _routes(netlink: Netlink, networks: list[Prefix]) -> Iterator[str]:
 
 
 def _release(settings: Settings) -> str | None:
-    """Give the node's lease back: the one with its name and the subnet of its subnet.env. A reservation stays one, for whoever has the address."""
+    """Give the node's lease back: the one with its name and the subnet of its subnet.env, or of this boot where that file is gone.
+
+    A reservation stays one, for whoever has the address.
+    """
     previous = files.previous_subnet(settings.subnet_file)
     path = settings.store.removeprefix("sqlite://")
-    if not previous.subnets or (path != settings.store and not Path(path).exists()):
+    if path != settings.store and not Path(path).exists():
         return None
+    boot_id = sysctl.boot_id()
+
+    def ours(record: LeaseRecord) -> bool:
+        if record.owner is None or record.owner.node != settings.node_name:
+            return False
+        return any(e.subnet in previous.subnets for e in record.lease.endpoints) if previous.subnets else record.owner.boot_id == boot_id
 
     async def use(store: LeaseStore) -> str | None:
         try:
             for record in (await store.snapshot()).records:
-                named = record.owner is not None and record.owner.node == settings.node_name
-                if not named or not any(e.subnet in previous.subnets for e in record.lease.endpoints):
+                if not ours(record):
                     continue
                 await store.delete(record)
                 if record.ttl_s is not None:
