@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import Ether
 from tests.system.cluster import DUAL, Cluster
 from tests.system.conftest import Lab, all_pairs, eventually, ping, running
@@ -81,3 +81,22 @@ def test_addresses_and_routes_that_come_later_do_not_move_a_node(tmp_path: Path)
         node.sh("ip -6 addr add 2001:db8:9::1/64 dev ens33 nodad; ip addr add 192.168.2.99/16 dev ens33")
         eventually(lambda: node.status()["reconcile"]["passes"] > passes, "the agent looks again")
         assert node.status()["underlay"]["device"] == "ens33" and node.tables() + peer.tables() == before
+
+
+def test_a_privacy_address_is_not_what_others_know_a_node_by(tmp_path: Path) -> None:
+    with Cluster(tmp_path, 1, DUAL) as cluster:
+        (node,) = cluster.nodes
+        router = "02:00:00:00:00:fe"
+        packet = Ether(src=router, dst="33:33:00:00:00:01") / IPv6(src="fe80::fe", dst="ff02::1", hlim=255) / ICMPv6ND_RA(routerlifetime=1800)
+        packet = packet / ICMPv6NDOptSrcLLAddr(lladdr=router) / ICMPv6NDOptPrefixInfo(prefix="2001:db8:9::", prefixlen=64)
+
+        def advertise() -> None:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+                sock.bind(("p1", 0))
+                sock.send(bytes(packet))
+
+        node.sh("sysctl -qw net.ipv6.conf.ens33.use_tempaddr=2")
+        cluster.switch.do(advertise)
+        shown = eventually(lambda: [line for line in node.sh("ip -6 -o addr show dev ens33").splitlines() if "temporary" in line], "a temporary address")
+        node.start()
+        assert node.status()["public_ip6"] and all(node.status()["public_ip6"] not in line for line in shown)

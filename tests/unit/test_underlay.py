@@ -81,6 +81,13 @@ def test_a_global_address_goes_before_a_link_local_one():
     assert (format_address(both.local), format_address(both.local6)) == ("192.168.2.200", "fd00:192::200")
 
 
+def test_a_lasting_address_goes_before_a_temporary_one():
+    newest_first = (InterfaceAddress("ens33", P("fd00:192::bad/64")), *HOST.addresses)
+    host = msgspec.structs.replace(HOST, addresses=newest_first, temporary=frozenset({A("fd00:192::bad")}))
+    assert format_address(choose((4, 6), host, iface=("ens33",)).local6) == "fd00:192::200"
+    assert format_address(choose((4, 6), msgspec.structs.replace(host, temporary=frozenset()), iface=("ens33",)).local6) == "fd00:192::bad"
+
+
 def test_the_default_route_with_the_lowest_metric():
     host = msgspec.structs.replace(HOST, defaults=(route("ens34"), *HOST.defaults))
     assert choose(host=host).device == "ens34"

@@ -34,7 +34,7 @@ class Site:
         found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
         addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
         defaults = tuple(r for everything in EVERYTHING for r in tables.routes(self.netlink, everything.family, inside=everything, exact=True))
-        return Host(found, addresses, defaults)
+        return Host(found, addresses, defaults, tables.temporary_addresses(self.netlink) if 6 in self.families else frozenset())
 
     def underlay(self, now: Underlay | None = None) -> Underlay:
         """The underlay `now` while it lasts, else the one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""

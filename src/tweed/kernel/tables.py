@@ -44,6 +44,11 @@ def addresses(nl: Netlink, device: str | None = None, family: int | None = None)
     return [row for row in rows if isinstance(row, InterfaceAddress) and device in (None, row.device)]
 
 
+def temporary_addresses(nl: Netlink) -> frozenset[bytes]:
+    """The host's IPv6 privacy addresses."""
+    return frozenset(address for data in nl.dump(wire.dump_addresses(6, 0), "ip -6 addr show") for address in wire.temporary_addresses(data))
+
+
 def routes(
     nl: Netlink,
     family: int,

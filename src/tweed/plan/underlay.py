@@ -36,15 +36,16 @@ class Host(msgspec.Struct, frozen=True):
     links: tuple[Link, ...]
     addresses: tuple[InterfaceAddress, ...]
     defaults: tuple[Route, ...]
+    temporary: frozenset[bytes] = frozenset()
 
     def owner(self, address: bytes) -> Link | None:
         device = next((a.device for a in self.addresses if a.address.address == address), None)
         return next((link for link in self.links if link.name == device), None)
 
     def address(self, device: str, family: int) -> bytes | None:
-        """The interface's address of a family: a global one before a link-local one, then in the kernel's order."""
+        """The interface's address of a family: a global one before a link-local one, a lasting one before a temporary one, then in the kernel's order."""
         found = [a for a in self.addresses if a.device == device and a.address.family == family]
-        return min(found, key=lambda a: a.scope).address.address if found else None
+        return min(found, key=lambda a: (a.scope, a.address.address in self.temporary)).address.address if found else None
 
 
 class Underlay(msgspec.Struct, frozen=True):
