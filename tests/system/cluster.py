@@ -95,8 +95,9 @@ class Node(Namespace):
         environment = self.cluster.environment | {"TWEED_SOCKET": str(self.socket), "TWEED_STORE": self.cluster.store}
         return subprocess.run(self.argv(sys.executable, "-m", "tweed", *words), env=environment, capture_output=True, text=True, timeout=60, check=False)
 
-    def start(self, *flags: str, deaf: bool = False, ready: bool = True) -> None:
-        program = ["-c", DEAF] if deaf else ["-m", "tweed", "agent"]
+    def start(self, *flags: str, driver: str = "", ready: bool = True) -> None:
+        """`driver`: a small program that runs the agent in its own way."""
+        program = ["-c", driver] if driver else ["-m", "tweed", "agent"]
         with self.log.open("ab") as log:
             command = self.argv(sys.executable, *program, *self.flags, *flags)
             self.process = subprocess.Popen(command, env=self.cluster.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

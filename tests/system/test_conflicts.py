@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -71,6 +72,12 @@ def said(node: Node, problem: str, *words: str) -> str:
         return ""
 
     return wait_for(everywhere, f"{node.node} says {problem} {words}: {[(p['id'], p['text']) for p in node.status()['problems']]}")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
+    with Cluster(tmp_path, 2) as cluster:
+        yield cluster.nodes[0], cluster.nodes[1]
 
 
 # ---- many at once ------------------------------------------------------------------------------------------------------
@@ -235,6 +242,71 @@ def test_a_duplicate_vtep_mac(tmp_path: Path) -> None:
         wait_for(lambda: a.status()["vtep_mac"] in "".join(b.tables()), "b follows")
 
 
+# ---- what a machine has too little of ----------------------------------------------------------------------------------------
+
+NO_INOTIFY = """
+import ctypes, errno, os, sys
+from tweed.config import load
+from tweed.agent.main import run
+from tweed.kernel import inotify
+
+class Exhausted:
+    def inotify_init1(self, flags):
+        ctypes.set_errno(errno.EMFILE)
+        return -1
+
+inotify.libc = Exhausted()
+run(load(sys.argv[1:], os.environ, "")[0])
+"""
+
+
+def test_without_inotify_it_polls_and_says_so(two: tuple[Node, Node]) -> None:
+    """fs.inotify.max_user_instances is 128 for all of a user's processes; a desktop alone may use them up."""
+    a, b = two
+    a.start("--resync", "0", driver=NO_INOTIFY)
+    said(a, "store", "no inotify", "fs.inotify.max_user_instances")
+    b.start()
+    wait_for(lambda: b.ip in "".join(a.tables()), "it hears of others all the same")
+    assert a.status()["ready"]
+
+
+def test_a_full_disk_under_the_state_directory(two: tuple[Node, Node]) -> None:
+    """Nothing may be done that cannot be noted for cleanup; it waits, says so, and goes on when there is room."""
+    a, _ = two
+    a.state.mkdir()
+    full = f"mount -t tmpfs -o size=64k tmpfs {a.state} && ! dd if=/dev/zero of={a.state}/fill bs=1k count=200 2>/dev/null && exec "
+    command = a.argv("unshare", "--mount", "sh", "-c", full + shlex.join([sys.executable, "-m", "tweed", "agent", *a.flags]))
+    with a.log.open("ab") as log:
+        a.process = subprocess.Popen(command, env=a.cluster.environment, stdout=log, stderr=log)
+    wait_for(lambda: "notes.json: No space left on device" in a.status()["reason"], "it says so")
+    assert a.tables() == [] and not a.status()["ready"]
+    subprocess.run(["nsenter", "-t", str(a.process.pid), "--mount", "rm", str(a.state / "fill")], check=True)
+    wait_for(lambda: a.status()["ready"], "ready")
+
+
+FEW_FILES = """
+import os, resource, sys
+from tweed.cli import main
+
+resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {0}))
+sys.argv[1:1] = ["agent"]
+main()
+"""
+
+
+@pytest.mark.parametrize("limit", [10, 13, 16])
+def test_too_few_file_descriptors(two: tuple[Node, Node], limit: int) -> None:
+    """Some of these are too few to start, some to open the store: it ends with one line, or says why it waits."""
+    a, _ = two
+    a.start(driver=FEW_FILES.format(limit), ready=False)
+    process = a.process
+    assert process is not None
+    wait_for(lambda: process.poll() is not None or a.status()["reason"] not in ("starting", None), "an end or a reason")
+    said = a.log.read_text()
+    assert "Traceback" not in said and process.poll() in (None, 1)
+    assert process.poll() is None or said.splitlines()[-1].startswith("tweed: ")
+
+
 # ---- junk ------------------------------------------------------------------------------------------------------------------
 
 JUNK = {
@@ -251,12 +323,6 @@ JUNK = {
     "10.244.111.0-24": ("[" * 100_000, "junk-lease"),
     "10.244.112.0-24": (json.dumps({"PublicIP": 17, "BackendType": ["vxlan"], "BackendData": "x"}), "junk-lease"),
 }
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
-    with Cluster(tmp_path, 2) as cluster:
-        yield cluster.nodes[0], cluster.nodes[1]
 
 
 @pytest.mark.parametrize("before", [True, False])

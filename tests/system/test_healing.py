@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from tests.system.cluster import DUAL, Cluster, Node, wait_for
+from tests.system.cluster import DEAF, DUAL, Cluster, Node, wait_for
 from tests.system.stream import Stream
 
 from tweed.agent.client import call
@@ -97,7 +97,7 @@ def by_event(cluster: Cluster) -> Cluster:
 @pytest.fixture
 def by_tick(cluster: Cluster) -> Cluster:
     cluster.nodes[0].end()
-    cluster.nodes[0].start(*BY_TICK, deaf=True)
+    cluster.nodes[0].start(*BY_TICK, driver=DEAF)
     return cluster
 
 
@@ -173,6 +173,19 @@ def test_the_underlay_address_is_followed(by_event: Cluster) -> None:
     subject.sh("ip addr del 192.168.2.77/16 dev ens33; ip addr add 192.168.2.1/16 dev ens33")
     wait_for(lambda: subject.tables() == before and "192.168.2.77" not in "".join(peer.tables()), "all as before")
     wait_for(lambda: not subject.problems(), "no problem left")
+
+
+def test_an_underlay_that_is_down_is_named(cluster: Cluster) -> None:
+    subject = cluster.nodes[2]
+    before = subject.tables()
+    subject.sh("ip link set ens33 down")
+    wait_for(lambda: "ip link set ens33 up" in "".join(p["text"] for p in subject.status()["problems"]), "it is named, with what to do")
+    cluster.switch.sh("ip link set p3 down")
+    subject.sh("ip link set ens33 up")
+    wait_for(lambda: "no carrier" in "".join(p["text"] for p in subject.status()["problems"]), "no carrier is, too")
+    cluster.switch.sh("ip link set p3 up")
+    subject.sh(f"ip addr replace {subject.ip6}/64 dev ens33 nodad")  # the kernel drops IPv6 addresses of a device that goes down
+    wait_for(lambda: not subject.problems() and subject.tables() == before, "all as before")
 
 
 FOREIGN = {

@@ -210,14 +210,23 @@ class Agent:
         try:
             underlay = self.site.underlay(self.underlay)
         except (NoUnderlay, KernelError) as error:
-            self.problems["underlay"] = Problem("underlay", self.underlay.device, str(error))
+            self.problems["underlay"] = Problem("underlay", self.underlay.device, self._down(self.underlay.device) or str(error))
             return
         self.problems.pop("underlay", None)
+        if down := self._down(underlay.device):
+            self.problems["underlay"] = Problem("underlay", underlay.device, down)
         if underlay != self.underlay:
             log.info("the underlay changed: %s, MTU %d", underlay.device, underlay.mtu)
             self.underlay = underlay
             self.dataplane.vteps = self.wanted_vteps()
             self._write_subnet_file()
+
+    def _down(self, device: str) -> str:
+        """What is to be said of a device that carries nothing now, "" while it does."""
+        link = links.link(self.netlink, device)
+        if link is None or link.running:
+            return ""
+        return f"{device} is down, so no other node can be reached: {'it has no carrier' if link.up else f'ip link set {device} up'}"
 
     def lease(self) -> Lease:
         """What the store should say of this node."""

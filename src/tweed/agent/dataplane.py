@@ -120,6 +120,8 @@ class Dataplane:
             case Create(vtep):
                 links.create_vtep(self.netlink, vtep)
                 sysctl.write(f"net.ipv6.conf.{vtep.name}.accept_ra", "0", missing_ok=True)
+                if vtep.family == 6:  # `default.disable_ipv6` is a common hardening; this device is for nothing else
+                    sysctl.write(f"net.ipv6.conf.{vtep.name}.disable_ipv6", "0", missing_ok=True)
             case Delete(name):
                 links.delete_link(self.netlink, name)
             case SetLocal(vtep):

@@ -40,7 +40,10 @@ def open_socket(netns: int | None, groups: int = 0, receive_buffer: int = BUFFER
     def make() -> socket.socket:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
-    opened = make() if netns is None else run_in(netns, make)
+    try:
+        opened = make() if netns is None else run_in(netns, make)
+    except OSError as error:
+        raise KernelError("open an rtnetlink socket", error.errno or 0, error.strerror or str(error)) from None
     for forced, plain, size in ((SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer), (SO_SNDBUFFORCE, socket.SO_SNDBUF, BUFFER)):
         try:
             opened.setsockopt(socket.SOL_SOCKET, forced, size)
