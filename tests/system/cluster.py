@@ -46,8 +46,6 @@ def wait_for(condition: Callable[[], T], what: str, deadline_s: float = 30.0) ->
 
 
 class Namespace:
-    """A network namespace with lo up."""
-
     def __init__(self) -> None:
         self.name = f"tweeda-{os.getpid()}-{next(NUMBERS)}"
         netns.create(self.name)
@@ -65,7 +63,6 @@ class Namespace:
         return done.stdout
 
     def do(self, function: Callable[[], T]) -> T:
-        """Run Python inside, in a thread."""
         return netns.run_in(self.fd, function)
 
     def remove(self) -> None:
@@ -74,8 +71,6 @@ class Namespace:
 
 
 class Node(Namespace):
-    """One node: its files in a directory of its own, at most one agent at a time."""
-
     def __init__(self, cluster: Cluster, number: int) -> None:
         super().__init__()
         self.cluster, self.node, self.ip, self.ip6 = cluster, f"n{number}", f"192.168.2.{number}", f"fd00:192::{number:x}"
@@ -96,7 +91,6 @@ class Node(Namespace):
         return subprocess.run(self.argv(sys.executable, "-m", "tweed", *words), env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def start(self, *flags: str, driver: str = "", ready: bool = True) -> None:
-        """`driver`: a small program that runs the agent in its own way."""
         program = ["-c", driver] if driver else ["-m", "tweed", "agent"]
         with self.log.open("ab") as log:
             command = self.argv(sys.executable, *program, *self.flags, *flags)

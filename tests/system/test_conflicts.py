@@ -294,7 +294,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("limit", [10, 13, 16])
+@pytest.mark.parametrize("limit", [10, 16])
 def test_too_few_file_descriptors(two: tuple[Node, Node], limit: int) -> None:
     """Some of these are too few to start, some to open the store: it ends with one line, or says why it waits."""
     a, _ = two
