@@ -66,4 +66,7 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # no room for the output, no file descriptor left: the machine's trouble, not a defect to be traced
+        print(f"tweed: {': '.join(str(part) for part in (error.filename, error.strerror or error) if part)}", file=sys.stderr)
+        code = 1
     sys.exit(code or 0)

@@ -271,3 +271,11 @@ def test_ten_thousand_leases_and_as_many_wider_newcomers():
     result = screen([*covering, *wide, *narrow], (), None, "vxlan", (P("10.0.0.0/8"),))
     assert set(result.peers) == {r.key for r in [*narrow, *wide]}
     assert {p.subject for p in result.problems} >= {r.key for r in covering}
+
+
+def test_a_lease_of_another_vni_is_programmed_and_named():
+    two = record(2, "10.244.2.0/24")
+    other = structs.replace(two, lease=Lease(structs.replace(two.lease.v4, vni=2)))
+    unknown = structs.replace(two, lease=Lease(structs.replace(two.lease.v4, vni=None)))
+    assert screened(other)[1:] == ([two.key], [("other-vni", two.key)])
+    assert screened(unknown)[1:] == ([two.key], []) and screened(other, own=None)[2] == []

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from tweed.addr import format_address
+from tweed.agent.claim import check_supported
 from tweed.commands import common
 from tweed.commands.common import json_option, print_json, store_option, with_store
 from tweed.errors import TweedError, UsageError
@@ -58,7 +59,7 @@ def set_(config: str | None, file: Path | None, store_url: str | None) -> None:
 
 def _write(config: str | None, file: Path | None, url: str | None, *, replace: bool) -> None:
     text = read_config(config, file)
-    parse_network(text)
+    check_supported(parse_network(text))
     target = common.store_url(url)
     if not with_store(target, lambda store: store.set_config(text, replace=replace), create=True):
         raise TweedError(f"{target} has a network configuration already: look with tweed net show, replace it with tweed net set")

@@ -13,15 +13,15 @@ from tweed.errors import TweedError, UsageError
 # which flushes the VTEP's neighbours; networkd and NetworkManager drop addresses that they did not configure.
 FILES = {
     "etc/systemd/network/10-tweed.link": (
-        "[Match]\nOriginalName=flannel.* flannel-v6.* cni0 veth*\n\n[Link]\nMACAddressPolicy=none\n",
+        "[Match]\nOriginalName=flannel.* flannel-v6.* cni0\n\n[Link]\nMACAddressPolicy=none\n",
         "udev leaves the MAC addresses alone",
     ),
     "etc/systemd/network/10-tweed.network": (
-        "[Match]\nName=flannel.* flannel-v6.* cni0 veth*\n\n[Link]\nUnmanaged=yes\n",
+        "[Match]\nName=flannel.* flannel-v6.* cni0\n\n[Link]\nUnmanaged=yes\n",
         "systemd-networkd leaves addresses and routes alone",
     ),
     "etc/NetworkManager/conf.d/10-tweed.conf": (
-        "[keyfile]\nunmanaged-devices+=interface-name:flannel.*;interface-name:flannel-v6.*;interface-name:cni0;interface-name:veth*\n",
+        "[keyfile]\nunmanaged-devices+=interface-name:flannel.*;interface-name:flannel-v6.*;interface-name:cni0\n",
         "NetworkManager leaves the devices alone",
     ),
 }
@@ -32,7 +32,7 @@ FILES = {
 @click.option("--remove", is_flag=True, help="Remove the ones that tweed wrote.")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), show_default=True, help="The file system to write to.")
 def node_files(write: bool, remove: bool, root: Path) -> None:
-    """Files that keep udev, systemd-networkd and NetworkManager away from flannel.*, cni0 and the pods' veths."""
+    """Files that keep udev, systemd-networkd and NetworkManager away from flannel.* and cni0."""
     if write and remove:
         raise UsageError("--write and --remove: give one of them")
     changed = False

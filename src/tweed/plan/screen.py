@@ -113,6 +113,7 @@ class Screening:
                 if usable:
                     self.taken.add(endpoint, record)
                     good.append(endpoint)
+                    problems += self._other_vni(key, endpoint)
             elif why:
                 problems.append(Problem("bad-lease", key, f"{endpoint.subnet}: {why}; skipped"))
         if problems:
@@ -121,6 +122,13 @@ class Screening:
             self.peers[key] = lease
         elif good:
             self.peers[key] = Lease(**{f"v{endpoint.subnet.family}": endpoint for endpoint in good}, backend=lease.backend)
+
+    def _other_vni(self, key: str, endpoint: Endpoint) -> list[Problem]:
+        """Programmed all the same, as flannel does (it never compares): during a change of the VNI both ends meet again in a moment."""
+        ours = next((e.vni for e in self.own.lease.endpoints), None) if self.own is not None else None
+        if None in (ours, endpoint.vni) or ours == endpoint.vni:
+            return []
+        return [Problem("other-vni", key, f"{endpoint.subnet}: its node uses VNI {endpoint.vni}, this one {ours}: each drops what the other sends")]
 
 
 def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
