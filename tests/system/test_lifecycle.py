@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -320,6 +321,29 @@ def test_ipv6_turned_on_and_off(running: tuple[Node, Node]) -> None:
     for node, tables in zip((a, b), before, strict=True):
         wait_for(lambda node=node: "flannel-v6.1" not in "".join(node.tables()) and node.status()["ready"], "no IPv6 device")
         wait_for(lambda node=node, tables=tables: node.tables() == tables, "as before")
+
+
+def test_events_that_never_pause_do_not_keep_the_tick_away(running: tuple[Node, Node]) -> None:
+    """The renewals of ten thousand nodes are an event every few seconds: only the tick looks at the configuration."""
+    a, _ = running
+    enough = threading.Event()
+
+    def renew_all_the_time() -> None:
+        with contextlib.closing(sqlite3.connect(path_of(a), isolation_level=None, timeout=10)) as connection:
+            while not enough.wait(0.01):
+                connection.execute("BEGIN IMMEDIATE")
+                (revision,) = connection.execute("UPDATE counter SET revision = revision + 1 RETURNING revision").fetchone()
+                connection.execute("INSERT INTO log (revision, key) VALUES (?, '10.244.250.0-24')", (revision,))
+                connection.execute("COMMIT")
+
+    writer = threading.Thread(target=renew_all_the_time)
+    writer.start()
+    try:
+        a.cluster.configure(json.dumps({**V4, "Backend": {"Type": "vxlan", "VNI": 8}}))
+        wait_for(lambda: a.status()["devices"][0]["name"] == "flannel.8", "the configuration is noticed")
+    finally:
+        enough.set()
+        writer.join()
 
 
 WRONG = {
