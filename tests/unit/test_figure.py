@@ -57,7 +57,7 @@ def test_where_it_is_dropped():
 def test_pasted_tables_end_at_a_host_of_which_nothing_is_known():
     made = drawn(SEED, PASTED, "zh")
     assert [names(box) for box in made.nodes] == [ALL | {"container": "pod1"}, {"nic": "未知", "container": "10.244.2.2"}]
-    assert made.stop == ("192.168.2.202", "nic") and made.unknown and made.subtitle.startswith("无法推演到底: 没有主机 192.168.2.202 的表")
+    assert made.stop == ("192.168.2.202", "nic") and made.unknown and made.subtitle.startswith("无法推演到底: 主机 192.168.2.202 如何处理：没有它的表")
 
 
 def test_two_containers_of_one_node():
@@ -83,3 +83,12 @@ def test_a_packet_that_never_leaves_its_bridge():
 def test_nothing_known_at_all():
     walk = Walk(ip("10.0.0.1"), ip("10.0.0.2"), "unknown", "text", (Step("", "", Said("ends-source-elsewhere", {"address": "10.0.0.1"})),))
     assert drawn(walk, Snapshot()).nodes == ()
+
+
+def test_a_container_that_no_table_has_is_drawn_behind_a_question_mark():
+    ends = Step("master", "cni0", Said("ends-container-unknown", {"address": "10.244.0.3", "device": "cni0"}))
+    walk = Walk(ip("10.244.0.2"), ip("10.244.0.3"), "unknown", "text", (*SENT[:2], ends), outcomes={"": "unknown"})
+    made = drawn(walk, PASTED)
+    assert [names(box) for box in made.nodes] == [{"bridge": "cni0", "container": "10.244.0.3"}]
+    assert [container.name for container in made.nodes[0].containers] == ["pod1", "10.244.0.3"]
+    assert made.same_node and made.stop == ("master", "bridge") and made.unknown

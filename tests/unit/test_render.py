@@ -32,7 +32,7 @@ no neighbour points to it
                            192.168.2.0/24 dev ens33 proto kernel scope link src 192.168.2.200 metric 100   [ip-route.txt:7]
   7                        leaves ens33 for 192.168.2.202, UDP destination port unknown (flannel's default 8472)
                            unknown: UDP port of flannel.1 (flannel's default 8472; `ip -d link` shows it)
-  8                        the tables of host 192.168.2.202 are not here: the walk ends
+                           unknown: what host 192.168.2.202 does with it: its tables are not here
 
 About the tables
   ! master: flannel.1: the fdb row ca:59:7d:c2:5e:0f -> 192.168.2.202 is a leftover: no neighbour points to it

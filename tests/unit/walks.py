@@ -25,7 +25,7 @@ SENT = (
     Step(
         "master/pod1",
         "eth0",
-        Said("source-container", {"address": "10.244.0.2", "device": "eth0"}),
+        Said("source-namespace", {"address": "10.244.0.2", "device": "eth0"}),
         hop=Hop("master/pod1", "eth0", "out", GATEWAY, POD, 64, 1450),
     ),
     Step("master", "cni0", Said("enters-bridge", {"bridge": "cni0", "port": "veth1"}), hop=Hop("master", "cni0", "in", GATEWAY, POD, 64)),
@@ -82,7 +82,7 @@ UNKNOWN_PORT = Step(
     "master",
     "ens33",
     Said("leaves-vxlan-port-unknown", {"device": "ens33", "host": "192.168.2.202", "default": "8472"}),
-    unknowns=(Said("port", {"device": "flannel.1", "default": "8472"}),),
+    unknowns=(Said("port", {"device": "flannel.1", "default": "8472"}), Said("peer-tables", {"host": "192.168.2.202"})),
     hop=Hop("master", "ens33", "out", PEER, None, 63, None, Tunnel(TUNNEL.dst, TUNNEL.src)),
 )
 SEED = Walk(
@@ -90,7 +90,7 @@ SEED = Walk(
     DELIVERED.dst,
     "unknown",
     "text",
-    (*SENT, UNKNOWN_PORT, Step("", "", Said("ends-peer-tables", {"host": "192.168.2.202"}))),
+    (*SENT, UNKNOWN_PORT),
     findings=(Finding("master", Said("fdb-stale", {"mac": "ca:59:7d:c2:5e:0f", "device": "flannel.1", "host": "192.168.2.202"}), (STALE,)),),
     outcomes={"": "unknown"},
 )

@@ -9,7 +9,7 @@ import msgspec
 from tweed.addr import format_address, format_mac
 from tweed.trace.bits import Frame
 from tweed.trace.frames import Stage
-from tweed.trace.messages import FIGURE_ZH, Language, label
+from tweed.trace.messages import FIGURE_ZH, Language, label, sayer
 from tweed.trace.render import sentence
 from tweed.trace.result import CAUSES, Step, Walk
 from tweed.trace.snapshot import Node, Snapshot
@@ -61,20 +61,20 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
     steps = walk.way()
     passed = passed_nodes(steps, snapshot)
     same_node = len(passed) == 1
-    ends_elsewhere = next((step for step in steps if step.decision.id == "ends-peer-tables"), None)
+    unknown_peer = next((said for step in steps for said in step.unknowns if said.id == "peer-tables"), None)
     if walk.verdict in ("dropped", "lost"):
         passed = [with_what_lies_ahead(each, snapshot) for each in passed]
     boxes = [node_box(each, snapshot) for each in passed]
     source, target = format_address(walk.src), format_address(walk.dst)
     if boxes:
         boxes[0] = with_container(boxes[0], passed[0].container, source, snapshot, first=True)
-        if same_node and walk.verdict == "delivered":
+        if same_node and (walk.verdict == "delivered" or steps[-1].decision.id == "ends-container-unknown"):
             boxes[0] = with_container(boxes[0], None, target, snapshot, first=False)
         elif len(passed) > 1:
             boxes[1] = with_container(boxes[1], passed[1].container, target, snapshot, first=True)
     stop: tuple[str, Role] | None = None
-    if ends_elsewhere is not None and same_node:
-        host = ends_elsewhere.decision.params.get("host", "")
+    if unknown_peer is not None and same_node:
+        host = unknown_peer.params.get("host", "")
         boxes.append(NodeBox(host, (Device("nic", label(language, "not known"), (host,)),), (Device("container", target, (target,)),)))
         same_node, stop = False, (host, "nic")
     elif walk.verdict in ("dropped", "lost", "unknown") and steps:
@@ -86,6 +86,8 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
     subtitle = label(language, walk.verdict)
     if walk.first_divergence is not None:
         subtitle += f": {walk.first_divergence.node} {walk.first_divergence.device}: {sentence(walk.first_divergence.cause, language)}"
+    elif unknown_peer is not None:
+        subtitle += f": {sayer(language)('unknown', unknown_peer)}"
     elif walk.verdict == "unknown" and steps:
         subtitle += f": {sentence(steps[-1].decision, language)}"
     else:

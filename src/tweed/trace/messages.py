@@ -16,7 +16,7 @@ LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
     "decision": {
-        "source-container": ("leaves its container by {device}", "从容器的 {device} 发出"),
+        "source-container": ("the container of {address} hands it to {device}", "{address} 的容器把它交给 {device}"),
         "source-host": ("leaves the host itself, {address}", "由主机自身 {address} 发出"),
         "source-namespace": ("leaves its container by {device}", "从容器的 {device} 发出"),
         "route-via": ("routed by {dst} (table {table}) to {device}, gateway {gateway}", "查路由表 {table}：{dst} 经网关 {gateway}，从 {device} 发出"),
@@ -50,7 +50,6 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "into-container": ("goes into the container of {address} by {device}", "经 {device} 进入 {address} 的容器"),
         "delivered-host": ("delivered to the host: {address} on {device}", "交付主机：{device} 上的 {address}"),
         "delivered-container": ("delivered to the container: {address} is its own", "交付容器：{address} 是它自己的地址"),
-        "ends-peer-tables": ("the tables of host {host} are not here: the walk ends", "没有主机 {host} 的表：推演到此为止"),
         "ends-container-unknown": (
             "the container of {address} behind {device} is not in the tables: the walk ends",
             "表中没有 {device} 后 {address} 的容器：推演到此为止",
@@ -156,7 +155,10 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "snat-possible": ("masquerading may replace the source {address}", "地址伪装可能替换源地址 {address}"),
         "container-end-unknown": ("the container of {address} is not in the tables", "表中没有 {address} 的容器"),
         "address-from-route": ("{address} is taken for a container behind {device}, since its route says so", "按路由，把 {address} 当作 {device} 后的容器"),
-        "masked-mac": ("the MAC {mac} is written in part only", "MAC {mac} 只写出了一部分"),
+        "udp-remote-from-tables": (
+            "which host has {address}, flannel's user space knows: taken from the other node's tables",
+            "{address} 在哪台主机由 flannel 用户态掌握：取自另一节点的表",
+        ),
     },
     "unknown": {
         "port": (
@@ -172,7 +174,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "rp-filter": ("rp_filter of {device}", "{device} 的 rp_filter"),
         "container-mac": ("MAC of the container {address}", "容器 {address} 的 MAC"),
         "bridge-port": ("port of {bridge} that {address} is behind", "{address} 在 {bridge} 的哪个端口后"),
-        "device-state": ("whether {device} is up", "{device} 是否启用"),
+        "peer-tables": ("what host {host} does with it: its tables are not here", "主机 {host} 如何处理：没有它的表"),
     },
     "finding": {
         "fdb-stale": (

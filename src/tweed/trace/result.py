@@ -15,6 +15,7 @@ import msgspec
 
 from tweed.addr import format_address as address
 from tweed.trace.frames import Hop
+from tweed.trace.snapshot import Unread
 
 Verdict = Literal["delivered", "dropped", "lost", "detour", "unknown"]
 Tier = Literal["bpf", "packet", "tables", "text"]
@@ -62,7 +63,6 @@ DECISIONS: dict[str, tuple[str, ...]] = {
     "delivered-host": ("address", "device"),
     "delivered-container": ("address",),
     # where the tables end
-    "ends-peer-tables": ("host",),
     "ends-container-unknown": ("address", "device"),
     "ends-device-kind": ("device", "kind"),
     "ends-no-routes": ("dst",),
@@ -150,7 +150,7 @@ ASSUMPTIONS: dict[str, tuple[str, ...]] = {
     "snat-possible": ("address",),
     "container-end-unknown": ("address",),
     "address-from-route": ("address", "device"),
-    "masked-mac": ("mac",),
+    "udp-remote-from-tables": ("address",),
 }
 UNKNOWNS: dict[str, tuple[str, ...]] = {
     "port": ("device", "default"),
@@ -163,7 +163,7 @@ UNKNOWNS: dict[str, tuple[str, ...]] = {
     "rp-filter": ("device",),
     "container-mac": ("address",),
     "bridge-port": ("address", "bridge"),
-    "device-state": ("device",),
+    "peer-tables": ("host",),
 }
 
 # About the tables themselves, whatever walks.
@@ -299,7 +299,7 @@ class Walk(msgspec.Struct, frozen=True):
 Say = Callable[[str, Said], str]  # kind in WORDS and what is said, as a sentence
 
 
-def as_json(walk: Walk, say: Say, unread: tuple[dict[str, str], ...] = ()) -> dict[str, Any]:
+def as_json(walk: Walk, say: Say, unread: tuple[Unread, ...] = ()) -> dict[str, Any]:
     """The document of `tweed walk --json` (docs/walk.md). `say` makes sentences; `unread`: lines of the input that could not be read."""
     found = walk.first_divergence
     return {
@@ -331,7 +331,7 @@ def as_json(walk: Walk, say: Say, unread: tuple[dict[str, str], ...] = ()) -> di
             }
             for finding in walk.findings
         ],
-        "unread": list(unread),
+        "unread": [{"source": line.source, "row": line.text, "why": line.why} for line in unread],
     }
 
 

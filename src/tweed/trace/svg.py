@@ -130,11 +130,12 @@ def draw(picture: Picture) -> str:
     taking_part = picture.nodes[:1] if picture.same_node else picture.nodes[:2]
     bystanders = picture.nodes[len(taking_part) :]
     shown = (*taking_part, *bystanders[:BYSTANDERS])
+    roles = [role for role in ROLES if role == "container" or any(node.device(role) is not None for node in shown)]
     widths = [node_width(node, words) for node in shown]
     packet_width = max([text_width(layer.value, 12, mono=True) + 76 for layer in layers] + [330]) if layers else 150
 
     top = TITLE_HEIGHT
-    node_height = HEAD + len(ROLES) * DEVICE_HEIGHT + (len(ROLES) - 1) * DEVICE_GAP + NODE_PADDING
+    node_height = HEAD + len(roles) * DEVICE_HEIGHT + (len(roles) - 1) * DEVICE_GAP + NODE_PADDING
     places: list[Box] = []
     x = float(MARGIN)
     packet_x = x
@@ -147,7 +148,7 @@ def draw(picture: Picture) -> str:
     right = x - COLUMN_GAP
     stack_y = top + HEAD + DEVICE_HEIGHT / 2 + WIRE_ROOM
     if picture.same_node:  # beside the bridge and its containers
-        stack_y += 2 * (DEVICE_HEIGHT + DEVICE_GAP) - WIRE_ROOM
+        stack_y += max(len(roles) - 2, 0) * (DEVICE_HEIGHT + DEVICE_GAP) - WIRE_ROOM
     depth = max(node_height + top, stack_y + len(layers) * LAYER_HEIGHT + 30)
     steps_y = depth + 34
     title_width = max(text_width(picture.title, 21), text_width(picture.subtitle, 14)) + 2 * MARGIN
@@ -156,7 +157,7 @@ def draw(picture: Picture) -> str:
     width = max(right + MARGIN, title_width, steps_width)
     height = steps_y + len(picture.marks) * STEP_HEIGHT + (0 if picture.marks else -20)
 
-    boxes = {(node.name, device.role, device.name): at for node, place in zip(shown, places, strict=True) for device, at in device_boxes(node, place)}
+    boxes = {(node.name, device.role, device.name): at for node, place in zip(shown, places, strict=True) for device, at in device_boxes(node, place, roles)}
     ink: list[str] = []
     ink += network(shown, boxes, bool(picture.same_node))
     for place, (node, at) in enumerate(zip(shown, places, strict=True)):
@@ -212,10 +213,10 @@ def node_width(node: NodeBox, words: Mapping[str, str]) -> float:
     return max(len(node.containers), 1) * (device + 16) - 16 + 2 * NODE_PADDING
 
 
-def device_boxes(node: NodeBox, place: Box) -> list[tuple[Device, Box]]:
-    """Where each device is. Roles that a node does not have leave their row empty, so that rows are level across nodes."""
+def device_boxes(node: NodeBox, place: Box, roles: Sequence[Role]) -> list[tuple[Device, Box]]:
+    """Where each device is. A row is empty where this node lacks what another has, so that rows are level across nodes."""
     room = place.width - 2 * NODE_PADDING
-    rows = {role: place.y + HEAD + row * (DEVICE_HEIGHT + DEVICE_GAP) for row, role in enumerate(ROLES)}
+    rows = {role: place.y + HEAD + row * (DEVICE_HEIGHT + DEVICE_GAP) for row, role in enumerate(roles)}
     found = [(device, Box(place.x + NODE_PADDING, rows[device.role], room, DEVICE_HEIGHT)) for device in node.devices]
     count = len(node.containers)
     each = (room - 16 * (count - 1)) / max(count, 1)
@@ -314,14 +315,12 @@ def legs(picture: Picture, shown: Sequence[NodeBox], boxes: Boxes) -> list[Leg]:
 def same_node_legs(node: NodeBox, boxes: Boxes) -> list[Leg]:
     """From one container to the bridge and down to the other."""
     bridge = node.device("bridge")
-    if bridge is None or len(node.containers) < 2:
+    if bridge is None:
         return []
     at = boxes[node.name, bridge.role, bridge.name]
-    first, last = (boxes[node.name, "container", container.name] for container in (node.containers[0], node.containers[-1]))
-    return [
-        Leg(node.name, "container", ((first.middle, first.y - 1), (first.middle, at.bottom + 3)), INNER),
-        Leg(node.name, "bridge", ((last.middle, at.bottom + 1), (last.middle, last.y - 3)), INNER),
-    ]
+    places = [boxes[node.name, "container", container.name] for container in (*node.containers[:1], *node.containers[1:][-1:])]
+    up = [Leg(node.name, "container", ((first.middle, first.y - 1), (first.middle, at.bottom + 3)), INNER) for first in places[:1]]
+    return up + [Leg(node.name, "bridge", ((last.middle, at.bottom + 1), (last.middle, last.y - 3)), INNER) for last in places[1:]]
 
 
 # ---- the packet ---------------------------------------------------------------------------------------------------------
