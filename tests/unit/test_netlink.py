@@ -72,7 +72,7 @@ def test_messages_that_lie_about_their_length(data, words):
         list(netlink.messages(data))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(data):
     """A first byte of 0 or 1 as length low byte is common, so the walk often gets far."""
