@@ -62,6 +62,7 @@ def running(shared: Cluster) -> tuple[Node, Node]:
         shared.configure(json.dumps(V4))
     for node in (a, b):
         wait_for(lambda node=node: [d["name"] for d in node.status()["devices"]] == ["flannel.1"], "one device")
+        wait_for(lambda node=node: "10.244." in str(node.status()["subnet"]), "the usual network")
         wait_for(lambda node=node: sum("lladdr" in line for line in node.tables()) == 1 and not node.problems() and node.status()["ready"], "one peer")
     return a, b
 
