@@ -25,3 +25,79 @@ def only(text: str | bytes) -> Node:
 def cluster(**texts: str) -> Snapshot:
     """Nodes by name; `__` in a name stands for the slash of a container's."""
     return read([Source(name.replace("__", "/"), f"{name}.txt", text.encode()) for name, text in texts.items()])
+
+
+# ---- a healthy cluster ------------------------------------------------------------------------------------------------------
+
+NODE = """\
+[root@{name} ~]# ip -d addr
+1: lo: <LOOPBACK,UP,LOWER_UP> mtu 65536 qdisc noqueue state UNKNOWN group default
+    link/loopback 00:00:00:00:00:00 brd 00:00:00:00:00:00 promiscuity 0
+    inet 127.0.0.1/8 scope host lo
+2: ens33: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 qdisc fq state UP group default
+    link/ether 52:54:c0:a8:02:{n} brd ff:ff:ff:ff:ff:ff promiscuity 0
+    inet 192.168.2.{n}/24 scope global ens33
+3: flannel.1: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UNKNOWN group default
+    link/ether 0e:00:00:00:00:{n} brd ff:ff:ff:ff:ff:ff promiscuity 0
+    vxlan id 1 local 192.168.2.{n} dev ens33 srcport 0 0 dstport 8472 nolearning ttl auto ageing 300 udpcsum
+    inet 10.244.{n}.0/32 scope global flannel.1
+5: cni0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UP group default
+    link/ether 0a:58:0a:f4:{n}:01 brd ff:ff:ff:ff:ff:ff promiscuity 0
+    bridge forward_delay 1500 hello_time 200 max_age 2000 ageing_time 30000 stp_state 0 priority 32768 vlan_filtering 0
+    inet 10.244.{n}.1/24 scope global cni0
+6: veth1@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue master cni0 state UP group default
+    link/ether 0a:59:00:00:{n}:01 brd ff:ff:ff:ff:ff:ff link-netnsid 0 promiscuity 1
+    veth
+[root@{name} ~]# ip route
+default via 192.168.2.1 dev ens33 proto static metric 100
+{routes}10.244.{n}.0/24 dev cni0 proto kernel scope link src 10.244.{n}.1
+192.168.2.0/24 dev ens33 proto kernel scope link src 192.168.2.{n} metric 100
+[root@{name} ~]# ip rule
+0:	from all lookup local
+32766:	from all lookup main
+32767:	from all lookup default
+[root@{name} ~]# ip neigh
+{neighbours}10.244.{n}.2 dev cni0 lladdr 0a:58:0a:f4:{n}:02 STALE
+[root@{name} ~]# bridge fdb
+{fdb}0a:58:0a:f4:{n}:01 dev cni0 master cni0 permanent
+0a:58:0a:f4:{n}:02 dev veth1 master cni0
+[root@{name} ~]# bridge link
+6: veth1@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 master cni0 state forwarding priority 32 cost 2
+[root@{name} ~]# ss -ulpn
+State  Recv-Q Send-Q Local Address:Port Peer Address:Port
+UNCONN 0      0            0.0.0.0:8472      0.0.0.0:*
+[root@{name} ~]# sysctl -a
+net.ipv4.ip_forward = 1
+net.ipv4.conf.all.rp_filter = 0
+net.ipv4.conf.ens33.rp_filter = 1
+net.ipv4.conf.flannel/1.rp_filter = 0
+net.ipv4.conf.cni0.rp_filter = 0
+"""
+POD = """\
+# ip -d addr
+2: eth0@if6: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue state UP group default
+    link/ether 0a:58:0a:f4:{n}:02 brd ff:ff:ff:ff:ff:ff link-netnsid 0 promiscuity 0
+    veth
+    inet 10.244.{n}.2/24 scope global eth0
+# ip route
+default via 10.244.{n}.1 dev eth0
+10.244.{n}.0/24 dev eth0 proto kernel scope link src 10.244.{n}.2
+# ip neigh
+10.244.{n}.1 dev eth0 lladdr 0a:58:0a:f4:{n}:01 REACHABLE
+"""
+NAMES = {"n10": "10", "n20": "20", "n30": "30"}
+
+
+def healthy(*, pods: bool = True) -> dict[str, str]:
+    """Tables by node of three nodes with a container each, `n10` to `n30`: 192.168.2.10, 10.244.10.0/24, 10.244.10.2 and so on."""
+    texts = {}
+    for name, n in NAMES.items():
+        others = [other for other in NAMES.values() if other != n]
+        routes = "".join(f"10.244.{o}.0/24 via 10.244.{o}.0 dev flannel.1 onlink\n" for o in others)
+        neighbours = "".join(f"10.244.{o}.0 dev flannel.1 lladdr 0e:00:00:00:00:{o} PERMANENT\n" for o in others)
+        neighbours += "".join(f"192.168.2.{o} dev ens33 lladdr 52:54:c0:a8:02:{o} REACHABLE\n" for o in others)
+        fdb = "".join(f"0e:00:00:00:00:{o} dev flannel.1 dst 192.168.2.{o} self permanent\n" for o in others)
+        texts[name] = NODE.format(name=name, n=n, routes=routes, neighbours=neighbours, fdb=fdb)
+        if pods:
+            texts[f"{name}__pod1"] = POD.format(n=n)
+    return texts

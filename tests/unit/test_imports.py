@@ -23,7 +23,24 @@ class Rule(NamedTuple):
 
 VALUES = ("model", "errors", "addr", "config")
 # All of the walk that needs no kernel. What is said in sentences and pictures comes last in it.
-TABLES = ("trace.snapshot", "trace.result", "trace.bits", "trace.frames", "trace.read", "trace.parse", "trace.tables", "trace.walk", "trace.findings")
+TABLES = (
+    "trace.snapshot",
+    "trace.result",
+    "trace.bits",
+    "trace.frames",
+    "trace.read",
+    "trace.parse",
+    "trace.tables",
+    "trace.cluster",
+    "trace.path",
+    "trace.underlay",
+    "trace.vxlan",
+    "trace.udpmode",
+    "trace.inside",
+    "trace.wire",
+    "trace.walk",
+    "trace.findings",
+)
 SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure", "trace.pcap")
 PURE = ("wire", "plan", *TABLES, *SHOWN, "doctor.checks")
 LOWER = (*VALUES, *PURE, "kernel", "stores")

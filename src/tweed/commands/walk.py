@@ -1,0 +1,143 @@
+"""`tweed walk`: what becomes of a packet between two addresses."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tweed.addr import parse_address
+from tweed.commands.common import json_option, print_json
+from tweed.commands.walk_show import save, show, show_options, wanted
+from tweed.errors import UsageError
+from tweed.trace.cluster import Cluster
+from tweed.trace.findings import find
+from tweed.trace.messages import sayer
+from tweed.trace.read import Source, read
+from tweed.trace.result import as_json as document
+from tweed.trace.snapshot import Snapshot
+from tweed.trace.walk import walk as follow
+
+UNREAD_SHOWN = 20
+
+
+class ManyFiles(click.Command):
+    """`--tables` takes all words up to the next option: all FILEs, and behind them SRC and DST unless those came before."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        valued = {name for option in self.params if isinstance(option, click.Option) and not option.is_flag for name in option.opts}
+        return super().parse_args(ctx, spread(args, valued - {"--tables"}))
+
+
+def spread(args: list[str], valued: Collection[str]) -> list[str]:
+    """`--tables A B SRC DST` as `--tables A --tables B SRC DST`: SRC and DST are the last words that no option takes.
+
+    `valued`: the other options that take the word behind them.
+    """
+    taken: list[str] = []
+    words: list[str] = []  # in order, those that are addresses or files
+    files: list[str] = []
+    position = 0
+    collecting = False
+    while position < len(args):
+        word = args[position]
+        position += 1
+        if word == "--tables" or word.startswith("--tables="):
+            collecting = True
+            files += [word.partition("=")[2]] if "=" in word else []
+        elif word.startswith("-") and word != "-":
+            taken.append(word)
+            if word in valued and position < len(args):
+                taken.append(args[position])
+                position += 1
+            collecting = False
+        elif collecting:
+            files.append(word)
+        else:
+            words.append(word)
+    missing = max(0, 2 - len(words))
+    if missing and files:
+        words += files[-missing:] if len(files) >= missing else files
+        files = files[: max(0, len(files) - missing)]
+    return [*taken, *(part for name in files for part in ("--tables", name)), *words]
+
+
+@click.command(cls=ManyFiles)
+@click.option("--tables", "files", multiple=True, metavar="FILE...", help="Pasted tables: FILE, NODE=FILE, NODE/POD=FILE, a directory per node, - for stdin.")
+@click.argument("src")
+@click.argument("dst")
+@json_option
+@show_options
+def walk(files: tuple[str, ...], src: str, dst: str, as_json: bool, **shown: Any) -> None:
+    """How a packet travels from SRC to DST, which row of which table decides at each step, and what the tables do not say.
+
+    Exit 0 delivered, 1 a problem, 2 usage (no tables, an unknown address), 3 not enough known.
+    """
+    if not files:
+        raise UsageError("--tables is missing: give the files with the output of ip route, ip neigh, bridge fdb ...")
+    want = wanted(shown)
+    probe = want.probe(address("SRC", src), address("DST", dst))
+    snapshot = read([source for name in files for source in sources(name)])
+    if not any(len(node) for node in snapshot.nodes):
+        raise UsageError(f"{', '.join(files)}: no tables: nothing there looks like the output of ip, bridge, ss or sysctl")
+    cluster = Cluster(snapshot)
+    found = follow(cluster, probe, find(cluster))
+    if as_json:
+        print_json(document(found, sayer(want.language), snapshot.unread))
+        save(found, snapshot, want)
+    else:
+        show(found, snapshot, want)
+        report(snapshot)
+    if found.exit_code:
+        sys.exit(found.exit_code)
+
+
+def address(name: str, text: str) -> bytes:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def sources(name: str) -> list[Source]:
+    """What one word behind `--tables` means. Raises UsageError for a file that cannot be read."""
+    if name == "-":
+        return [Source(None, "-", sys.stdin.buffer.read())]
+    node, equals, file = name.partition("=")
+    path = Path(name)
+    if equals and node and not path.exists():
+        path = Path(file)
+    else:
+        node = ""
+    if path.is_dir():
+        return directory(path, node or path.resolve().name)
+    return [Source(node or None, str(path), contents(path))]
+
+
+def directory(path: Path, node: str) -> list[Source]:
+    """The files of a directory are one node's; directories in it are nodes where it has no files, else that node's containers."""
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.is_file()]
+    found = [Source(node, str(file), contents(file)) for file in files]
+    for entry in entries:
+        if entry.is_dir():
+            found += directory(entry, f"{node}/{entry.name}" if files else entry.name)
+    return found
+
+
+def contents(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def report(snapshot: Snapshot) -> None:
+    """Lines that look like rows and could not be read, on stderr."""
+    for line in snapshot.unread[:UNREAD_SHOWN]:
+        click.echo(f"tweed: {line.source}: skipped: {line.why}: {line.text[:100]}", err=True)
+    if (more := len(snapshot.unread) - UNREAD_SHOWN) > 0:
+        click.echo(f"tweed: and {more} more lines could not be read: tweed walk --json lists all", err=True)

@@ -1,0 +1,106 @@
+"""All nodes of a snapshot together: who has an address, and where a walk can start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from tweed.addr import Prefix
+from tweed.trace import snapshot as s
+from tweed.trace.tables import Tables
+
+
+class Owner(msgspec.Struct, frozen=True, gc=False):
+    """A namespace that has an address, on which device, and the row that says so."""
+
+    tables: Tables
+    device: str
+    row: s.RouteRow
+
+
+class Behind(msgspec.Struct, frozen=True, gc=False):
+    """A node that reaches an address directly on a device, and the route that says so."""
+
+    tables: Tables
+    device: str
+    row: s.RouteRow
+
+
+class Cluster:
+    """Built once for a snapshot; many walks are asked of it."""
+
+    def __init__(self, snapshot: s.Snapshot) -> None:
+        self.snapshot = snapshot
+        self.tables = {node.name: Tables(node) for node in snapshot.nodes}
+        self.owners: dict[bytes, list[Owner]] = {}
+        self.vteps: dict[bytes, list[tuple[Tables, str]]] = {}  # by MAC
+        for tables in self.tables.values():
+            for address, row in tables.own.items():
+                self.owners.setdefault(address, []).append(Owner(tables, row.hops[0].device or "" if row.hops else "", row))
+            for device in tables.vxlans():
+                if (mac := tables.mac(device)) is not None:
+                    self.vteps.setdefault(mac, []).append((tables, device))
+        self.shared: dict[Prefix, int] = {}
+        for tables in self.tables.values():
+            if self.host_of(tables) is tables:
+                for row in connected(tables):
+                    self.shared[row.dst] = self.shared.get(row.dst, 0) + 1
+
+    def host_of(self, tables: Tables) -> Tables:
+        """The node that a container's namespace is on; a node itself, and a namespace whose node has no tables here, is its own."""
+        host = tables.node.host
+        return self.tables.get(host, tables) if host is not None else tables
+
+    def owner(self, address: bytes) -> Owner | None:
+        """Who has an address. Of several (which only a mistake makes) the first."""
+        found = self.owners.get(address)
+        return found[0] if found else None
+
+    def behind(self, address: bytes) -> Behind | None:
+        """The node with the longest directly connected prefix around an address, on a device that is its alone.
+
+        A network that several nodes are on is the underlay: what is there is behind none of them.
+        """
+        best: Behind | None = None
+        for tables in self.tables.values():
+            if self.host_of(tables) is not tables:
+                continue
+            for row in connected(tables):
+                if row.dst.contains(address) and (best is None or row.dst.length > best.row.dst.length):
+                    best = Behind(tables, row.hops[0].device or "", row)
+        if best is None or self.shared.get(best.row.dst, 0) > 1 or not holds_containers(best.tables, best.device):
+            return None
+        return best
+
+    def known(self, address: bytes) -> bool:
+        """Whether any row but a default route speaks of an address."""
+        if address in self.owners or any(e.subnet.contains(address) for each in self.snapshot.leases for e in each.lease.endpoints):
+            return True
+        for tables in self.tables.values():
+            if address in tables.neighbours:
+                return True
+            for (family, _), fib in tables.fibs.items():
+                if family == (4 if len(address) == 4 else 6) and any(row.dst.length for row in fib.matches(int.from_bytes(address, "big"))):
+                    return True
+        return False
+
+    def leads_out(self, address: bytes) -> bool:
+        """Whether a default route takes it, so that a walk to it can at least leave."""
+        family = 4 if len(address) == 4 else 6
+        return any(key[0] == family and next(fib.matches(int.from_bytes(address, "big")), None) for t in self.tables.values() for key, fib in t.fibs.items())
+
+
+def connected(tables: Tables) -> Iterator[s.RouteRow]:
+    """Routes to networks that a device is on: no gateway, and more than one address."""
+    for row in tables.node.routes:
+        if row.type == "unicast" and row.hops and row.hops[0].gateway is None and row.hops[0].device and 0 < row.dst.length < row.dst.bits:
+            yield row
+
+
+def holds_containers(tables: Tables, device: str) -> bool:
+    """Whether what is on a device lives on this node: a bridge, or a device (a veth, or one of which nothing tells the kind) with no gateway on it."""
+    kind = tables.kind(device)[0]
+    if kind in (None, "veth"):
+        return not any(hop.device == device and hop.gateway is not None for row in tables.node.routes for hop in row.hops)
+    return kind == "bridge"

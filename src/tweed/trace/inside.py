@@ -1,0 +1,228 @@
+"""Inside a node: bridges and their ports, veths, and the containers behind them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tweed.addr import format_address, format_mac
+from tweed.trace import snapshot as s
+from tweed.trace.cluster import Behind, Owner
+from tweed.trace.frames import TTL, Hop
+from tweed.trace.path import Packet, Path
+from tweed.trace.result import Fix, Loser, Quote, Said
+from tweed.trace.tables import Tables, quote
+
+
+def from_container(path: Path, behind: Behind) -> None:
+    """From a container whose own tables are not here: it sends to its gateway, or directly to one of its own network."""
+    tables, device = behind.tables, behind.device
+    path.ends.add(tables.name)
+    neighbour, _ = tables.neighbour(path.src, device)
+    src_mac = neighbour.mac if neighbour is not None else None
+    direct = behind.row.dst.contains(path.dst) and path.dst not in tables.own
+    dst_mac = None if direct else tables.mac(device)
+    packet = Packet(tables, device, TTL, dst_mac, src_mac)
+    assumed = Said("container-same-subnet" if direct else "container-sends-to-gateway", {"device": device})
+    kind, how = tables.kind(device)
+    unknowns = [] if src_mac is not None else [Said("container-mac", {"address": format_address(path.src)})]
+    hop = Hop(tables.name, device, "in", dst_mac, src_mac, TTL)
+    params = {"address": format_address(path.src), "device": device}
+    path.step(packet, device, "source-container", params, quote(behind.row), assumptions=(assumed, *((how,) if how else ())), unknowns=unknowns, hop=hop)
+    if kind == "bridge" and not enter_bridge(path, packet, device, port_of(tables, device, src_mac)):
+        return
+    if direct:
+        over_bridge(path, packet, device, path.dst)
+    else:
+        path.arrive(packet)
+
+
+def port_of(tables: Tables, bridge: str, mac: bytes | None) -> s.FdbRow | None:
+    """The row of a bridge's fdb that names the port of a MAC. One with a VLAN is second choice."""
+    rows = tables.bridged.get((bridge, mac), ()) if mac is not None else ()
+    return min(rows, key=lambda row: row.vlan is not None, default=None)
+
+
+def enter_bridge(path: Path, packet: Packet, bridge: str, row: s.FdbRow | None, port: str | None = None) -> bool:
+    """By a port that the fdb or a veth names. False when it ends there."""
+    name = port or (row.device if row is not None else None)
+    if name is None:
+        path.step(packet, bridge, "enters-bridge-port-unknown", {"bridge": bridge})
+    else:
+        if not port_open(path, packet, name):
+            return False
+        path.step(packet, bridge, "enters-bridge", {"bridge": bridge, "port": name}, quote(row) if row is not None else None)
+    return path.is_up(packet, bridge)
+
+
+def port_open(path: Path, packet: Packet, port: str) -> bool:
+    row = packet.at.ports.get(port)
+    if row is not None and row.state not in (None, "forwarding"):
+        params = {"port": port, "state": str(row.state)}
+        fix = (Fix(packet.at.name, f"bridge link set dev {port} state 3"),) if row.state in ("disabled", "blocking") else ()
+        path.fail(packet, port, "dropped", "bridge-port-blocked", params, quote(row), fix=fix)
+        return False
+    return path.is_up(packet, port)
+
+
+def over_bridge(path: Path, packet: Packet, bridge: str, target: bytes) -> None:
+    """From the node (or from another port) to what is behind a bridge's port."""
+    mac, on = path.resolve(packet, bridge, target)
+    if on:
+        to_port(path, packet, bridge, target, mac or path.mac_of(target))
+
+
+def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes | None) -> None:
+    """The bridge looks the MAC up."""
+    at = packet.at
+    owner = path.cluster.owner(target)
+    src_mac = at.mac(bridge) if packet.device != bridge else packet.src_mac
+    packet = msgspec.structs.replace(packet, dst_mac=mac, src_mac=src_mac)
+    row = port_of(at, bridge, mac)
+    hop = Hop(at.name, bridge, "out", mac, src_mac, packet.ttl, at.mtu(bridge))
+    name = format_mac(mac) if mac is not None else "?"
+    port = None
+    if row is not None and not (row.device == bridge or row.state == "permanent"):
+        port = row.device
+        told = [Said("bridge-vlans-ignored", {"bridge": bridge})] if row.vlan is not None and not filters_vlans(at, bridge) else []
+        losers = tuple(Loser(quote(r), Said("other-vlan", {"vlan": str(r.vlan)})) for r in at.bridged[bridge, row.mac] if r is not row)
+        params = {"mac": name, "bridge": bridge, "port": port}
+        path.step(packet, bridge, "bridge-port", params, quote(row), losers=losers, assumptions=told, hop=hop)
+        if not port_open(path, packet, port):
+            return
+    else:
+        port = port_towards(at, bridge, owner)
+        if owner is not None and port == "" and at.complete("link"):
+            path.fail(packet, bridge, "lost", "bridge-port-missing", {"bridge": bridge, "address": format_address(target)})
+            return
+        if owner is not None and mac is not None and at.complete("fdb"):
+            path.step(packet, bridge, "bridge-flood", {"mac": name, "bridge": bridge}, hop=hop)
+        else:
+            unknown = Said("bridge-port", {"address": format_address(target), "bridge": bridge})
+            path.step(packet, bridge, "bridge-unknown", {"mac": name, "bridge": bridge}, hop=hop, unknowns=() if port else (unknown,))
+        if port and not port_open(path, packet, port):
+            return
+    into_container(path, packet, port or bridge, target, mac, owner, row is not None)
+
+
+def filters_vlans(at: Tables, bridge: str) -> bool:
+    row = at.devices.get(bridge)
+    return row is not None and bool(row.vlan_filtering)
+
+
+def port_towards(at: Tables, bridge: str, owner: Owner | None) -> str | None:
+    """The port that a container's veth is: "" when its veth is known and is no port of this bridge, None when nothing tells."""
+    if owner is None:
+        return None
+    veth = veth_of(at, owner.tables, owner.device)
+    if veth is None:
+        return None
+    master = veth.master or (at.ports[veth.name].master if veth.name in at.ports else None)
+    return veth.name if master == bridge else ""
+
+
+def veth_of(host: Tables, inside: Tables, device: str) -> s.DeviceRow | None:
+    """The node's end of a container's veth: the ends name each other's index."""
+    row = inside.devices.get(device)
+    if row is None or row.lower is None or not row.lower.startswith("if") or inside.node.host != host.name:
+        return None
+    ends = [each for each in host.devices.values() if each.index is not None and row.lower == f"if{each.index}"]
+    return next((each for each in ends if each.lower in (None, f"if{row.index}")), None)
+
+
+def into_container(path: Path, packet: Packet, port: str, target: bytes, mac: bytes | None, owner: Owner | None, port_known: bool) -> None:
+    """Through the veth. Whoever sent it to a next hop that is no container's destination is routed on."""
+    at = packet.at
+    address = format_address(target)
+    if owner is None:
+        if port_known and mac is not None:
+            path.step(packet, port, "into-container", {"address": address, "device": port}, assumptions=[Said("container-end-unknown", {"address": address})])
+            end_at(path, packet, target, at.name)
+        else:
+            path.step(packet, port, "ends-container-unknown", {"address": address, "device": port})
+            path.end(packet, "unknown")
+        return
+    inside = msgspec.structs.replace(packet, at=owner.tables, device=owner.device)
+    if not path.is_up(inside, owner.device):
+        return
+    right = owner.tables.mac(owner.device)
+    if mac is not None and right is not None and mac != right:
+        params = {"address": address, "mac": format_mac(mac), "right": format_mac(right)}
+        row = at.neighbour(target, bridge_of(at, port))[0]
+        path.fail(inside, owner.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None)
+        return
+    path.step(packet, port, "into-container", {"address": address, "device": port})
+    path.arrive(inside)
+
+
+def bridge_of(at: Tables, port: str) -> str:
+    row = at.devices.get(port)
+    return (row.master if row is not None else None) or port
+
+
+def end_at(path: Path, packet: Packet, target: bytes, last: str) -> None:
+    """Delivered when the next hop is the destination itself."""
+    if target == path.dst:
+        path.finish(packet, last)
+    else:
+        path.end(packet, "unknown")
+
+
+def over_veth(path: Path, packet: Packet, device: str, target: bytes) -> None:
+    """A veth without a bridge: the container is at its other end."""
+    mac, on = path.resolve(packet, device, target)
+    mac = mac or path.mac_of(target)
+    if on:
+        packet = msgspec.structs.replace(packet, dst_mac=mac, src_mac=packet.at.mac(device))
+        into_container(path, packet, device, target, mac, path.cluster.owner(target), True)
+
+
+def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> None:
+    """From a container's namespace through its veth to its node."""
+    inside = packet.at
+    host = path.cluster.host_of(inside)
+    mac, on = path.resolve(packet, device, target)
+    if not on:
+        return
+    src_mac = inside.mac(device)
+    veth = veth_of(host, inside, device)
+    gateway = path.cluster.owner(target)
+    bridge = (veth.master if veth is not None else None) or (gateway.device if gateway is not None and gateway.tables is host else None)
+    entry = bridge or (veth.name if veth is not None else "")
+    if mac is None and gateway is None and bridge is not None:
+        # What the node has heard of a container the other container will hear too.
+        heard = host.neighbour(target, bridge)[0]
+        mac = heard.mac if heard is not None else None
+    elif mac is None and gateway is not None:
+        # A node answers for all of its addresses with the MAC of the device that was asked on (arp_ignore 0).
+        mac = host.mac(entry) if gateway.tables is host else gateway.tables.mac(gateway.device)
+    packet = msgspec.structs.replace(packet, at=host, device=entry, dst_mac=mac, src_mac=src_mac)
+    hop = Hop(inside.name, device, "out", mac, src_mac, packet.ttl, inside.mtu(device))
+    path.steps[-1] = msgspec.structs.replace(path.steps[-1], hop=hop)
+    if veth is not None and not path.is_up(packet, veth.name):
+        return
+    if veth is not None and veth.master is None and gateway is not None and gateway.tables is host and gateway.device != veth.name:
+        fix = (Fix(host.name, f"ip link set {veth.name} master {gateway.device}"),) if host.kind(gateway.device)[0] == "bridge" else ()
+        if fix:
+            shown = Quote(veth.source, veth.text.split("\n")[0])
+            params = {"bridge": gateway.device, "address": format_address(path.src)}
+            path.fail(packet, veth.name, "lost", "bridge-port-missing", params, shown, fix=fix)
+            return
+    if not packet.device:
+        path.step(packet, "", "ends-remote-unknown", {"address": format_address(target), "device": device})
+        path.end(packet, "unknown")
+        return
+    if bridge is not None and not enter_bridge(path, packet, bridge, port_of(host, bridge, src_mac), veth.name if veth is not None else None):
+        return
+    path.steps[-1] = msgspec.structs.replace(path.steps[-1], hop=Hop(host.name, packet.device, "in", mac, src_mac, packet.ttl))
+    own = host.mac(packet.device)
+    if gateway is not None and gateway.tables is host:
+        if mac is not None and own is not None and mac != own:
+            params = {"address": format_address(target), "mac": format_mac(mac), "right": format_mac(own)}
+            row = inside.neighbour(target, device)[0]
+            path.fail(packet, packet.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None)
+            return
+        path.arrive(packet)
+    elif bridge is not None:
+        to_port(path, packet, bridge, target, mac)
+    else:
+        path.arrive(packet)

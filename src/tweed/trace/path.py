@@ -1,0 +1,377 @@
+"""One packet on its way: the decisions of each node's kernel, in the order in which it makes them.
+
+    path = Path(cluster, probe, leave)
+    path.arrive(packet)                    fills `steps` and `outcomes`
+
+Here is what every node does with every packet: check its source, route it, deliver it. What becomes of it beyond a device is `leave`'s.
+
+A packet that parts (several next hops, several remotes) is followed along each branch. It ends with one of the verdicts of
+result.VERDICTS; the first end that is no delivery and not just the end of the tables is the divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from tweed.addr import format_address, format_mac
+from tweed.trace import snapshot as s
+from tweed.trace.cluster import Cluster
+from tweed.trace.frames import TTL, Hop, Probe
+from tweed.trace.result import Divergence, Fix, Loser, Quote, Said, Step, Verdict
+from tweed.trace.tables import Answer, Tables, quote
+
+MOST_BRANCHES = 16
+NO_ANSWER = ("FAILED", "INCOMPLETE")
+TO_CONFIRM = ("STALE", "DELAY", "PROBE")
+NOTHING: tuple[Said, ...] = ()
+
+
+class Packet(msgspec.Struct, frozen=True, gc=False):
+    """Where the packet is. `device`: what it came in by, "" for one that the node makes itself. The MACs are of the container's own frame.
+
+    `masked`: a firewall may have replaced its source (masquerading), so that what depends on the source is not known any more.
+    """
+
+    at: Tables
+    device: str = ""
+    ttl: int = TTL
+    dst_mac: bytes | None = None
+    src_mac: bytes | None = None
+    branch: str = ""
+    seen: tuple[tuple[str, str], ...] = ()
+    masked: bool = False
+
+
+# Takes a packet that leaves by a device for a next hop (or for the destination itself), as a route said.
+Leave = Callable[["Path", Packet, str, bytes, s.RouteRow], None]
+
+
+class Path:
+    """Follows one probe. `steps` and `outcomes` are the walk's, `divergence` its first."""
+
+    def __init__(self, cluster: Cluster, probe: Probe, leave: Leave) -> None:
+        self.cluster = cluster
+        self.leave = leave
+        self.probe = probe
+        self.src, self.dst = probe.src, probe.dst
+        self.steps: list[Step] = []
+        self.outcomes: dict[str, Verdict] = {}
+        self.divergence: Divergence | None = None
+        self.ends: set[str] = set()  # the nodes where the walk begins and where it may end
+        self.rules_told: set[str] = set()
+        self.first_mtu: int | None = None
+        self.source_device = ""  # of a container; a node has no one device that its own packets come from
+
+    def step(
+        self,
+        packet: Packet,
+        device: str,
+        decision: str,
+        params: dict[str, str],
+        row: Quote | None = None,
+        *,
+        losers: tuple[Loser, ...] = (),
+        assumptions: Sequence[Said] = NOTHING,
+        unknowns: Sequence[Said] = NOTHING,
+        hop: Hop | None = None,
+        question: int = 0,
+    ) -> None:
+        self.steps.append(Step(packet.at.name, device, Said(decision, params), row, losers, tuple(assumptions), tuple(unknowns), hop, packet.branch, question))
+
+    def end(self, packet: Packet, verdict: Verdict) -> None:
+        """A branch is over."""
+        self.outcomes[packet.branch] = verdict
+
+    def fail(
+        self,
+        packet: Packet,
+        device: str,
+        verdict: Verdict,
+        cause: str,
+        params: dict[str, str],
+        row: Quote | None = None,
+        *,
+        evidence: tuple[Quote, ...] = (),
+        fix: tuple[Fix, ...] = (),
+        losers: tuple[Loser, ...] = (),
+        assumptions: Sequence[Said] = NOTHING,
+    ) -> None:
+        """It goes no further, for a cause."""
+        self.step(packet, device, cause, params, row, losers=losers, assumptions=assumptions)
+        self.end(packet, verdict)
+        if self.divergence is None:
+            rows = (*((row,) if row is not None else ()), *evidence)
+            self.divergence = Divergence(packet.at.name, device, Said(cause, params), tuple(q for q in rows if q.text), fix)
+
+    def parted(self, packet: Packet, count: int) -> list[Packet]:
+        """A packet for each of several ways. More ways than anyone reads are left out, all but the first few."""
+        if count == 1:
+            return [packet]
+        prefix = f"{packet.branch}." if packet.branch else ""
+        room = max(1, MOST_BRANCHES - len(self.outcomes))
+        return [msgspec.structs.replace(packet, branch=f"{prefix}{number}") for number in range(1, min(count, room) + 1)]
+
+    def is_up(self, packet: Packet, device: str) -> bool:
+        """False, and the end, when a device is known to be down."""
+        row = packet.at.devices.get(device)
+        if row is None or row.up is not False:
+            return True
+        fix = (Fix(packet.at.name, f"ip link set {device} up"),)
+        self.fail(packet, device, "dropped", "device-down", {"device": device}, Quote(row.source, row.text.split("\n")[0]), fix=fix)
+        return False
+
+    def arrive(self, packet: Packet) -> None:
+        """IP input: is its source plausible, then route."""
+        if self.filtered(packet):
+            return
+        self.route(packet)
+
+    def filtered(self, packet: Packet) -> bool:
+        """The kernel's check of the source (fib_validate_source): an address of its own, or rp_filter. True when it ends there."""
+        at, device = packet.at, packet.device
+        if self.src in at.own:
+            params = {"address": format_address(self.src), "device": device}
+            self.fail(packet, device, "dropped", "underlay-source-dropped", params, quote(at.own[self.src]))
+            return True
+        if len(self.src) == 16:
+            return False  # Linux has no rp_filter for IPv6
+        values = [at.sysctl(f"net/ipv4/conf/{name}/rp_filter") for name in ("all", device)]
+        mode = max((value for value in values if value is not None), default=None)
+        if mode == 0 and None in values:
+            mode = None
+        if mode == 0:
+            return False
+        if packet.masked:
+            self.note_unknown(Said("rp-filter", {"device": device}))
+            return False
+        back = at.lookup(self.src, src=self.dst)
+        if back.kind == "unknown" or device in {hop.device for hop in back.hops}:
+            return False
+        other = back.hops[0].device or "?" if back.hops else "?"
+        strict = mode == 1 or (mode == 2 and back.kind != "unicast")
+        if strict:
+            key = "all" if values[0] == mode else device
+            row = at.sysctls.get(f"net/ipv4/conf/{key}/rp_filter")
+            fixes = tuple(Fix(at.name, f"sysctl -w net/ipv4/conf/{name}/rp_filter=2") for name in (device,))
+            evidence = (quote(back.row),) if back.row is not None else ()
+            params = {"src": format_address(self.src), "device": device, "other": other}
+            self.fail(packet, device, "dropped", "rp-filter", params, quote(row) if row is not None else None, evidence=evidence, fix=fixes)
+            return True
+        if mode is None:
+            self.note_unknown(Said("rp-filter", {"device": device}))
+        return False
+
+    def note_unknown(self, said: Said) -> None:
+        """Add to the step that was told last."""
+        last = self.steps[-1]
+        if said not in last.unknowns:
+            self.steps[-1] = msgspec.structs.replace(last, unknowns=(*last.unknowns, said))
+
+    def assumptions_of(self, packet: Packet, answer: Answer) -> list[Said]:
+        """Those of an answer; that the rules are the default ones is said once for a node."""
+        found = []
+        for said in answer.assumptions:
+            if said.id == "default-rules":
+                if packet.at.name in self.rules_told:
+                    continue
+                self.rules_told.add(packet.at.name)
+            found.append(said)
+        return found
+
+    def route(self, packet: Packet) -> None:
+        """The packet is routed: delivered here, forwarded, or dropped."""
+        at = packet.at
+        key = (at.name, packet.device)
+        if key in packet.seen:
+            self.fail(packet, packet.device, "dropped", "routing-loop", {"dst": format_address(self.dst), "node": at.name})
+            return
+        packet = msgspec.structs.replace(packet, seen=(*packet.seen, key))
+        answer = at.lookup(self.dst, src=self.src, iif=packet.device or None)
+        assumptions = self.assumptions_of(packet, answer)
+        if self.stopped(packet, packet.device or self.source_device, self.dst, answer, assumptions):
+            return
+        row = answer.row
+        assert row is not None
+        if answer.kind == "local":
+            self.deliver(packet, answer, assumptions)
+            return
+        if packet.device:
+            if not self.forwards(packet, assumptions):
+                return
+            packet = msgspec.structs.replace(packet, ttl=packet.ttl - 1)
+            if packet.ttl <= 0:
+                self.fail(packet, packet.device, "dropped", "ttl-exceeded", {"dst": format_address(self.dst)})
+                return
+        ways = self.parted(packet, len(answer.hops))
+        for number, (way, hop) in enumerate(zip(ways, answer.hops, strict=False), 1):
+            told = list(assumptions)
+            losers = answer.losers
+            if len(ways) > 1:
+                told.append(Said("branch", {"number": str(number), "count": str(len(answer.hops)), "weight": str(hop.weight)}))
+            device = hop.device or ""
+            self.tell_route(way, self.dst, row, hop, answer.table, losers, told, 1)
+            self.leave(self, way, device, hop.gateway or self.dst, row)
+
+    def stopped(self, packet: Packet, device: str, dst: bytes, answer: Answer, assumptions: list[Said]) -> bool:
+        """Whether an answer is the end: no row, no table, or a row that drops."""
+        params = {"dst": format_address(dst)}
+        if answer.kind in ("unicast", "local"):
+            if answer.kind == "unicast" and not answer.hops:
+                row = answer.row
+                assert row is not None
+                self.step(packet, device, "ends-nexthop-object", {"id": str(row.nexthop_id)}, quote(row), losers=answer.losers, assumptions=assumptions)
+                self.end(packet, "unknown")
+                return True
+            return False
+        if answer.kind == "unknown":
+            rule = quote(answer.rule) if answer.rule is not None and answer.rule.source else None
+            self.step(packet, device, "ends-no-routes", params, rule, assumptions=assumptions)
+            self.end(packet, "unknown")
+        elif answer.row is None and answer.rule is not None:
+            self.fail(packet, device, "dropped", "rule-drops", params | {"action": answer.rule.action}, quote(answer.rule), assumptions=assumptions)
+        elif answer.row is None:
+            dead = next((loser for loser in answer.losers if loser.why.id == "dead"), None)
+            if dead is not None:
+                params |= dead.why.params
+                self.fail(packet, device, "dropped", "route-dead", params, dead.row, losers=answer.losers, assumptions=assumptions)
+            else:
+                excerpt = [] if packet.at.complete("route") else [Said("table-may-be-excerpt", {"table": "route"})]
+                self.fail(packet, device, "dropped", "route-missing", params, losers=answer.losers, assumptions=[*assumptions, *excerpt])
+        elif answer.kind in ("blackhole", "unreachable", "prohibit"):
+            row = answer.row
+            family = " -6" if len(dst) == 16 else ""
+            table = f" table {row.table}" if row.table != "main" else ""
+            fix = (Fix(packet.at.name, f"ip{family} route del {row.type} {row.dst}{table}"),)
+            params |= {"prefix": str(row.dst)}
+            self.fail(packet, device, "dropped", f"route-{row.type}", params, quote(row), fix=fix, losers=answer.losers, assumptions=assumptions)
+        else:  # broadcast, multicast, anycast: no packet to one container
+            self.step(packet, device, "ends-device-kind", {"device": device, "kind": answer.kind}, quote(answer.row), assumptions=assumptions)
+            self.end(packet, "unknown")
+        return True
+
+    def forwards(self, packet: Packet, assumptions: list[Said]) -> bool:
+        """Whether the node forwards what came in by a device; what no table says is assumed, and said."""
+        at, device = packet.at, packet.device
+        keys = (f"net/ipv4/conf/{device}/forwarding", "net/ipv4/ip_forward")
+        if len(self.dst) == 16:
+            keys = (f"net/ipv6/conf/{device}/forwarding", "net/ipv6/conf/all/forwarding")
+        values = [at.sysctl(key) for key in keys]
+        # The general switch sets every device's: without a device's own value it tells.
+        value = values[0] if values[0] is not None else values[1]
+        if value == 0:
+            key = keys[0] if values[0] is not None else keys[1]
+            fix = (Fix(at.name, f"sysctl -w {keys[1]}=1"),)
+            self.fail(packet, device, "dropped", "forwarding-off", {"device": device, "key": key}, quote(at.sysctls[key]), fix=fix)
+            return False
+        if value is None:
+            assumptions.append(Said("forwarding-on", {"device": device}))
+        if at.node.nft:
+            assumptions.append(Said("nft-not-evaluated"))
+        return True
+
+    def tell_route(
+        self, packet: Packet, dst: bytes, row: s.RouteRow, hop: s.NextHop, table: str, losers: tuple[Loser, ...], assumptions: Sequence[Said], question: int
+    ) -> None:
+        """A route step: through a gateway or directly, to a container or (question 4) to another host."""
+        device = hop.device or ""
+        own = Quote(hop.source, hop.text) if hop.source and hop.text and hop.source != row.source else None
+        first = quote(row)
+        shown = Quote(first.source, first.text.split("\n")[0]) if own is None else Quote(own.source, f"{first.text.split(chr(10))[0]} {own.text}")
+        params = {"device": device, "table": table} | ({"host": format_address(dst)} if question == 4 else {"dst": str(row.dst)})
+        name = "underlay" if question == 4 else "route"
+        if hop.gateway is not None:
+            decision, params = f"{name}-via", params | {"gateway": format_address(hop.gateway)}
+        else:
+            decision = f"{name}-connected"
+        where = device if question == 4 else packet.device or device
+        self.step(packet, where, decision, params, shown, losers=losers, assumptions=assumptions, question=question)
+
+    def deliver(self, packet: Packet, answer: Answer, assumptions: list[Said]) -> None:
+        """The address is this namespace's own."""
+        row = answer.row
+        assert row is not None
+        device = row.hops[0].device or "" if row.hops else ""
+        self.step(packet, packet.device or device, "route-local", {"dst": str(row.dst), "table": answer.table}, quote(row), assumptions=assumptions)
+        self.delivered(packet, device, row)
+
+    def delivered(self, packet: Packet, device: str, row: s.RouteRow) -> None:
+        """The end that everyone hopes for."""
+        at = packet.at
+        address = format_address(self.dst)
+        host = self.cluster.host_of(at)
+        hop = Hop(at.name, device, "in", packet.dst_mac, packet.src_mac, packet.ttl) if packet.device else None
+        if host is at:
+            self.step(packet, device, "delivered-host", {"address": address, "device": device}, quote(row), hop=hop)
+        else:
+            self.step(packet, device, "delivered-container", {"address": address}, quote(row), hop=hop)
+        self.finish(packet, host.name)
+
+    def finish(self, packet: Packet, last: str) -> None:
+        """Delivered: by the way that leads there, or over a node that has no part in it."""
+        between = [name for name, _ in packet.seen if name.partition("/")[0] not in (*(end.partition("/")[0] for end in self.ends), last.partition("/")[0])]
+        if between:
+            self.end(packet, "detour")
+            if self.divergence is None:
+                shown = next((step.row for step in self.steps if step.question == 1 and step.row is not None), None)
+                self.divergence = Divergence(between[0], "", Said("detour", {"node": between[0]}), (shown,) if shown is not None else ())
+        else:
+            self.end(packet, "delivered")
+
+    def fits(self, packet: Packet, device: str, row: s.RouteRow) -> bool:
+        """The MTU of the device or of the route. What is too large is cut if it may be: IPv4 without DF, IPv6 only by its sender."""
+        limits = [mtu for mtu in (packet.at.mtu(device), row.mtu) if mtu is not None]
+        if self.first_mtu is None and not packet.device and limits:
+            self.first_mtu = min(limits)
+        size = self.probe.size
+        if not limits or size <= min(limits):
+            return True
+        mtu = min(limits)
+        params = {"size": str(size), "mtu": str(mtu), "device": device}
+        whole = bool(packet.device) if len(self.dst) == 16 else self.dont_fragment()
+        if whole:
+            at = packet.at.devices.get(device)
+            shown = Quote(at.source, at.text.split("\n")[0]) if at is not None and at.mtu == mtu else quote(row)
+            self.fail(packet, device, "dropped", "mtu-exceeded", params, shown)
+            return False
+        self.assume_last(Said("fragmented", params))
+        return True
+
+    def dont_fragment(self) -> bool:
+        """As Linux sends by itself: DF on what fits the device that it first leaves by (ip(7), IP_MTU_DISCOVER)."""
+        if self.probe.dont_fragment is not None:
+            return self.probe.dont_fragment
+        return self.first_mtu is None or self.probe.size <= self.first_mtu
+
+    def assume_last(self, said: Said) -> None:
+        last = self.steps[-1]
+        if said not in last.assumptions:
+            self.steps[-1] = msgspec.structs.replace(last, assumptions=(*last.assumptions, said))
+
+    def resolve(self, packet: Packet, device: str, target: bytes) -> tuple[bytes | None, bool]:
+        """The neighbour row of a next hop on a network where it can be asked for: its MAC, None without one, and whether to go on."""
+        at = packet.at
+        row, assumed = at.neighbour(target, device)
+        address = format_address(target)
+        params = {"address": address, "device": device}
+        told = [assumed] if assumed is not None else []
+        if row is not None and row.mac is not None and row.state not in NO_ANSWER:
+            if row.state in TO_CONFIRM:
+                told.append(Said("neighbour-will-confirm", {"state": str(row.state)}))
+            self.step(packet, device, "neighbour", params | {"mac": format_mac(row.mac), "state": row.state or "?"}, quote(row), assumptions=told)
+            return row.mac, True
+        if row is not None and (row.state == "FAILED" or self.cluster.owner(target) is None):
+            self.fail(packet, device, "lost", "neighbour-failed", params | {"state": row.state or "?"}, quote(row), assumptions=told)
+            return None, False
+        if row is not None or at.complete("neighbour", device):
+            told.append(Said("neighbour-will-ask", {"address": address}))
+            self.step(packet, device, "neighbour-asked", params, quote(row) if row is not None else None, assumptions=told)
+        else:
+            self.step(packet, device, "neighbour-unknown", params)
+        return None, True
+
+    def mac_of(self, target: bytes) -> bytes | None:
+        """The MAC of the device that has an address, where its tables are here: what an answer would say."""
+        owner = self.cluster.owner(target)
+        return owner.tables.mac(owner.device) if owner is not None else None

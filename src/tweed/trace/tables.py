@@ -1,0 +1,325 @@
+"""A node's tables, indexed: what would its kernel answer?
+
+    Tables(node).lookup(dst, src=..., iif=...) -> Answer      `ip rule` and `ip route`: the row that wins, and those that it beat
+
+Rules are asked by priority, each names a table; in a table the longest prefix wins, then the smallest metric, then the first row
+(net/ipv4/fib_trie.c, net/ipv6/route.c). What a table does not hold is told apart from a table that is not here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from tweed.addr import Prefix
+from tweed.model import METRIC_IPV6_DEFAULT
+from tweed.trace import snapshot as s
+from tweed.trace.result import Loser, Quote, Said
+
+# What Linux has until somebody changes it (fib_default_rules_init). IPv6 has no table `default`.
+DEFAULT_RULES = {
+    family: tuple(s.RuleRow(source="", text="", family=family, priority=p, table=t) for p, t in rows)
+    for family, rows in {
+        4: ((0, "local"), (32766, "main"), (32767, "default")),
+        6: ((0, "local"), (32766, "main")),
+    }.items()
+}
+FLANNEL_VXLAN = re.compile(r"flannel(-v6)?\.\d+|vxlan[\w.-]*")
+FLANNEL_TUN = re.compile(r"flannel\d+|tun\d+")
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """`kind`: a route type, "missing" (tables are here and no row fits) or "unknown" (a table that would decide is not here).
+
+    `row` None with "unicast" never; with "blackhole", "unreachable", "prohibit" it may be a rule's doing: then `rule` is its row.
+    """
+
+    kind: str
+    table: str = ""
+    row: s.RouteRow | None = None
+    hops: tuple[s.NextHop, ...] = ()
+    losers: tuple[Loser, ...] = ()
+    assumptions: tuple[Said, ...] = ()
+    rule: s.RuleRow | None = None
+
+
+def quote(row: s.Row) -> Quote:
+    return Quote(row.source, row.text)
+
+
+class Fib:
+    """One route table of one family: rows by network, under each prefix length, longest first."""
+
+    def __init__(self, rows: Iterable[s.RouteRow], bits: int) -> None:
+        by_length: dict[int, dict[int, list[s.RouteRow]]] = {}
+        for row in rows:
+            if not row.tos:  # the packet's is 0
+                shift = bits - row.dst.length
+                by_length.setdefault(row.dst.length, {}).setdefault(row.dst.value >> shift, []).append(row)
+        self.lengths = [(bits - length, by_length[length]) for length in sorted(by_length, reverse=True)]
+        for _, networks in self.lengths:
+            for rows_here in networks.values():
+                if len(rows_here) > 1:
+                    rows_here.sort(key=metric)  # stable: of equals the first that was shown
+
+    def matches(self, value: int) -> Iterator[s.RouteRow]:
+        """The rows that contain an address, the best first."""
+        for shift, networks in self.lengths:
+            yield from networks.get(value >> shift, ())
+
+
+def metric(row: s.RouteRow) -> int:
+    """Smaller is better. 0 in IPv6 means its default (ip6_fib.h)."""
+    return (row.metric or METRIC_IPV6_DEFAULT) if len(row.dst.address) == 16 else (row.metric or 0)
+
+
+class Tables:
+    """One node's. Built once; answers are asked by the thousand."""
+
+    def __init__(self, node: s.Node) -> None:
+        self.node = node
+        self.name = node.name
+        self.devices = {row.name: row for row in node.devices}
+        self.sysctls = {row.key: row for row in node.sysctls}
+        self.neighbours: dict[bytes, list[s.NeighbourRow]] = {}
+        for neighbour in node.neighbours:
+            self.neighbours.setdefault(neighbour.address, []).append(neighbour)
+        self.pointed_at = {(row.device, row.mac) for row in node.neighbours}
+        self.fdb: dict[tuple[str, bytes], list[s.FdbRow]] = {}
+        self.bridged: dict[tuple[str, bytes], list[s.FdbRow]] = {}
+        self.remotes: dict[tuple[str, bytes], list[s.FdbRow]] = {}  # by the host that they name
+        self.bridges = {row.master for row in node.devices if row.master} | {row.master for row in node.ports if row.master}
+        for fdb in node.fdb:
+            if fdb.master:
+                self.bridged.setdefault((fdb.master, fdb.mac), []).append(fdb)
+                self.bridges.add(fdb.master)
+            if fdb.dst is not None or fdb.nexthop_id is not None:
+                self.fdb.setdefault((fdb.device, fdb.mac), []).append(fdb)
+            if fdb.dst is not None:
+                self.remotes.setdefault((fdb.device, fdb.dst), []).append(fdb)
+        self.with_remotes = {device for device, _ in self.fdb}
+        self.ports = {row.device: row for row in node.ports}
+        self.shown: dict[str, list[s.Shown]] = {}
+        for shown in node.shown:
+            self.shown.setdefault(shown.table, []).append(shown)
+        self.own = self.own_addresses()
+        self.fibs = self.index()
+        self.rules = {family: tuple(sorted((r for r in node.rules if r.family == family), key=lambda r: r.priority)) for family in (4, 6)}
+        self.kinds: dict[str, tuple[str | None, Said | None]] = {}
+
+    # ---- what is here -------------------------------------------------------------------------------------------
+
+    def own_addresses(self) -> dict[bytes, s.RouteRow]:
+        """The node's addresses as rows of its local table: that table's, else made of its addresses and of routes' sources."""
+        found: dict[bytes, s.RouteRow] = {}
+        for row in self.node.routes:
+            if row.type == "local" and row.dst.is_host:
+                found.setdefault(row.dst.address, row)
+        for each in self.node.addresses:
+            found.setdefault(each.address.address, local_row(each, each.address.address, each.device))
+        for row in self.node.routes:
+            if row.src is not None and row.protocol == "kernel" and row.hops and row.hops[0].device:
+                found.setdefault(row.src, local_row(row, row.src, row.hops[0].device))
+        return found
+
+    def index(self) -> dict[tuple[int, str], Fib]:
+        rows: dict[tuple[int, str], list[s.RouteRow]] = {}
+        for row in self.node.routes:
+            rows.setdefault((row.dst.family, row.table), []).append(row)
+        listed = {row.dst.address for row in self.node.routes if row.type == "local"}
+        for address, own in self.own.items():
+            if address not in listed:
+                rows.setdefault((own.dst.family, "local"), []).append(own)
+        return {key: Fib(found, 32 if key[0] == 4 else 128) for key, found in rows.items()}
+
+    def complete(self, table: s.Table, device: str | None = None) -> bool | None:
+        """Whether a missing row means that there is none: True after a command, False for an excerpt, None where nothing was shown."""
+        fitting = [shown for shown in self.shown.get(table, ()) if shown.device in (None, device)]
+        return any(shown.command for shown in fitting) if fitting else None
+
+    def kind(self, device: str) -> tuple[str | None, Said | None]:
+        """The kind of a device, and the assumption where it follows from something else than `ip -d link`. None: nothing tells."""
+        if device not in self.kinds:
+            self.kinds[device] = self.find_kind(device)
+        return self.kinds[device]
+
+    def find_kind(self, device: str) -> tuple[str | None, Said | None]:
+        row = self.devices.get(device)
+        if row is not None and row.kind is not None:
+            return row.kind, None
+        if device in self.with_remotes or FLANNEL_VXLAN.fullmatch(device):
+            return "vxlan", Said("device-is-vxlan", {"device": device})
+        if device in self.bridges:
+            return "bridge", Said("device-is-bridge", {"device": device})
+        if device == "lo":
+            return "loopback", None
+        if FLANNEL_TUN.fullmatch(device) or (row is not None and row.point_to_point):
+            return "tun", None
+        return None, None
+
+    def mac(self, device: str) -> bytes | None:
+        row = self.devices.get(device)
+        return row.mac if row is not None else None
+
+    def mtu(self, device: str) -> int | None:
+        row = self.devices.get(device)
+        return row.mtu if row is not None else None
+
+    def sysctl(self, key: str) -> int | None:
+        row = self.sysctls.get(key)
+        return int(row.value) if row is not None and row.value.lstrip("-").isdigit() else None
+
+    def vxlans(self) -> list[str]:
+        """The names of the VXLAN devices."""
+        names = dict.fromkeys([*self.devices, *self.with_remotes])
+        return [name for name in names if self.kind(name)[0] == "vxlan"]
+
+    def neighbour(self, address: bytes, device: str) -> tuple[s.NeighbourRow | None, Said | None]:
+        """The row of an address on a device; one that names no device counts, as an assumption."""
+        for row in self.neighbours.get(address, ()):
+            if row.device == device:
+                return row, None
+        for row in self.neighbours.get(address, ()):
+            if row.device is None:
+                return row, Said("neighbour-device", {"address": row.text.split()[0], "device": device})
+        return None, None
+
+    # ---- rules and routes ---------------------------------------------------------------------------------------
+
+    def lookup(self, dst: bytes, *, src: bytes | None = None, iif: str | None = None, oif: str | None = None) -> Answer:
+        """What `ip route get DST [from SRC] [iif DEVICE | oif DEVICE]` would find; a packet without `iif` is the node's own. Its mark is 0."""
+        family = 4 if len(dst) == 4 else 6
+        rules = self.rules[family]
+        assumptions: list[Said] = []
+        if not rules:
+            rules = DEFAULT_RULES[family]
+            assumptions.append(Said("default-rules"))
+        skip_to = -1
+        losers: list[Loser] = []
+        value = int.from_bytes(dst, "big")
+        for rule in rules:
+            if rule.priority < skip_to or not self.applies(rule, dst, src, iif, oif):
+                continue
+            if rule.others:
+                assumptions.append(Said("rule-not-evaluated", {"selector": " ".join(rule.others)}))
+                continue
+            if rule.action == "goto":
+                skip_to = rule.goto or 0
+                continue
+            if rule.action == "nop":
+                continue
+            if rule.action != "lookup" or rule.table is None:
+                return Answer(rule.action, rule=rule, assumptions=tuple(assumptions))
+            fib = self.fibs.get((family, rule.table))
+            if fib is None:
+                if self.must_be_shown(rule.table, family):
+                    return Answer("unknown", rule.table, rule=rule, assumptions=tuple(assumptions))
+                continue
+            answer = self.choose(fib, rule, value, oif)
+            if answer is None:
+                continue
+            winner = answer.row
+            assert winner is not None
+            if rule.suppress_length is not None and winner.dst.length <= rule.suppress_length:
+                losers.append(Loser(quote(winner), Said("suppressed", {"length": str(winner.dst.length)})))
+                continue
+            if winner.type == "throw":
+                losers.append(Loser(quote(winner), Said("other-table")))
+                continue
+            later = self.later(rules, rule, family, value) if rule.table != "local" else []
+            return msgspec.structs.replace(answer, losers=(*answer.losers, *losers, *later), assumptions=tuple(assumptions))
+        return Answer("missing", losers=tuple(losers), assumptions=tuple(assumptions))
+
+    def applies(self, rule: s.RuleRow, dst: bytes, src: bytes | None, iif: str | None, oif: str | None) -> bool:
+        """fib_rule_match: all selectors, then `not`. A packet of the node's own has iif lo."""
+        fits = (
+            (rule.src is None or (src is not None and rule.src.contains(src)))
+            and (rule.dst is None or rule.dst.contains(dst))
+            and (rule.iif is None or rule.iif == (iif or "lo"))
+            and (rule.oif is None or rule.oif == oif)
+            and (rule.fwmark is None or rule.fwmark & (rule.fwmask if rule.fwmask is not None else ~0) == 0)
+        )
+        return fits != rule.negated
+
+    def must_be_shown(self, table: str, family: int) -> bool:
+        """Whether a table without rows here may yet have some. `ip route` alone shows main; the other two are what they always are."""
+        if any(self.shows(shown, table, family) for shown in self.shown.get("route", ())):
+            return False
+        return table not in ("local", "default")
+
+    def shows(self, shown: s.Shown, table: str, family: int) -> bool:
+        return shown.device is None and shown.family in (None, family) and shown.route_table in (table, "all") and shown.command is not None
+
+    def choose(self, fib: Fib, rule: s.RuleRow, value: int, oif: str | None) -> Answer | None:
+        """The best row of a table whose next hop is alive, with the rows that it beats."""
+        assert rule.table is not None
+        winner: s.RouteRow | None = None
+        hops: tuple[s.NextHop, ...] = ()
+        losers: list[Loser] = []
+        for row in fib.matches(value):
+            if winner is not None:
+                if row.dst.length == winner.dst.length and siblings(winner, row):
+                    hops += with_source(row)
+                else:
+                    losers.append(Loser(quote(row), why_later(row, winner)))
+                continue
+            alive = tuple(hop for hop in row.hops if not self.dead(hop))
+            if row.hops and not alive:
+                losers.append(Loser(quote(row), Said("dead", {"device": row.hops[0].device or "?"})))
+                continue
+            if oif is not None and row.type == "unicast":
+                alive = tuple(hop for hop in alive if hop.device in (oif, None))
+                if not alive and row.hops:
+                    losers.append(Loser(quote(row), Said("other-device", {"device": row.hops[0].device or "?"})))
+                    continue
+            winner, hops = row, alive
+        if winner is None:
+            return None
+        return Answer(winner.type, rule.table, winner, hops, tuple(losers), rule=rule if rule.source else None)
+
+    def dead(self, hop: s.NextHop) -> bool:
+        if "dead" in hop.flags:
+            return True
+        key = f"net/ipv4/conf/{hop.device}/ignore_routes_with_linkdown"
+        return "linkdown" in hop.flags and 1 in (self.sysctl(key), self.sysctl("net/ipv4/conf/all/ignore_routes_with_linkdown"))
+
+    def later(self, rules: tuple[s.RuleRow, ...], winner: s.RuleRow, family: int, value: int) -> list[Loser]:
+        """The best row of each table that was not asked any more."""
+        found = []
+        for rule in rules[rules.index(winner) + 1 :]:
+            if rule.action == "lookup" and rule.table not in (None, winner.table, "local"):
+                fib = self.fibs.get((family, rule.table or ""))
+                row = next(fib.matches(value), None) if fib is not None else None
+                if row is not None:
+                    found.append(Loser(quote(row), Said("later-rule", {"table": row.table})))
+        return found
+
+
+def local_row(row: s.Row, address: bytes, device: str) -> s.RouteRow:
+    """An address as the row of the local table that it makes."""
+    return s.RouteRow(source=row.source, text=row.text, dst=Prefix(address, 8 * len(address)), hops=(s.NextHop(device=device),), type="local", table="local")
+
+
+def siblings(winner: s.RouteRow, row: s.RouteRow) -> bool:
+    """Whether IPv6 rows are next hops of one route: an iproute2 of 4.x shows each as a row (ip6_fib.h, rt6_qualify_for_ecmp)."""
+    return (
+        len(row.dst.address) == 16
+        and metric(row) == metric(winner)
+        and winner.type == row.type == "unicast"
+        and all(hop.gateway is not None for hop in (*winner.hops, *row.hops))
+        and bool(winner.hops and row.hops)
+    )
+
+
+def with_source(row: s.RouteRow) -> tuple[s.NextHop, ...]:
+    return tuple(msgspec.structs.replace(hop, source=hop.source or row.source, text=hop.text or row.text) for hop in row.hops)
+
+
+def why_later(row: s.RouteRow, winner: s.RouteRow) -> Said:
+    if row.dst.length < winner.dst.length:
+        return Said("shorter-prefix", {"length": str(row.dst.length), "winner": str(winner.dst.length)})
+    if metric(row) > metric(winner):
+        return Said("higher-metric", {"metric": str(metric(row)), "winner": str(metric(winner))})
+    return Said("later-row")

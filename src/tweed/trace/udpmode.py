@@ -1,0 +1,75 @@
+"""Flannel's UDP mode: a daemon between a TUN device and a UDP socket."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tweed.addr import format_address
+from tweed.trace.frames import Tunnel
+from tweed.trace.path import Packet, Path
+from tweed.trace.result import Said
+from tweed.trace.tables import Tables
+from tweed.trace.underlay import Remote, encapsulate
+
+FLANNEL_UDP_PORT = 8285
+
+
+def send_udp(path: Path, packet: Packet, device: str, target: bytes, assumed: Said | None) -> None:
+    """flanneld takes the packet from its TUN device and looks the destination up in its leases, which no kernel table shows.
+
+    Without leases the node whose tables have the destination is taken, and that is said.
+    """
+    dst = path.dst
+    told: list[Said] = [assumed] if assumed is not None else []
+    host: bytes | None = None
+    for lease in path.cluster.snapshot.leases:
+        for endpoint in lease.lease.endpoints:
+            if endpoint.subnet.contains(dst):
+                host = endpoint.public_ip
+    if host is None:
+        owner = path.cluster.owner(dst)
+        behind = path.cluster.behind(dst) if owner is None else None
+        there = path.cluster.host_of(owner.tables) if owner is not None else behind.tables if behind is not None else None
+        if there is not None and there is not packet.at:
+            host = shared_address(packet.at, there)
+            told.append(Said("udp-remote-from-tables", {"address": format_address(dst)}))
+    if host is None:
+        path.step(packet, device, "ends-remote-unknown", {"address": format_address(dst), "device": device}, assumptions=told)
+        path.end(packet, "unknown")
+        return
+    before = len(path.steps)
+    encapsulate(path, packet, Remote(host, device, FLANNEL_UDP_PORT, None, None, None, vxlan=False), receive_udp)
+    if told and before < len(path.steps):
+        first = path.steps[before]
+        path.steps[before] = msgspec.structs.replace(first, assumptions=(*told, *first.assumptions))
+
+
+def shared_address(here: Tables, there: Tables) -> bytes | None:
+    """An address of a node on a network that another is on too."""
+    for address in there.own:
+        answer = here.lookup(address)
+        if (
+            answer.kind == "unicast"
+            and answer.hops
+            and answer.hops[0].gateway is None
+            and answer.hops[0].device
+            and here.kind(answer.hops[0].device)[0] not in ("tun", "vxlan", "bridge")
+        ):
+            return address
+    return None
+
+
+def receive_udp(path: Path, packet: Packet, sent: Packet, remote: Remote, tunnel: Tunnel) -> None:
+    """The peer's flanneld writes what it receives into its own TUN device."""
+    at = packet.at
+    if at.complete("socket") and not any(row.port == remote.port for row in at.node.sockets):
+        path.fail(packet, packet.device, "dropped", "port-closed", {"port": str(remote.port), "host": format_address(remote.host)})
+        return
+    names = [name for name in dict.fromkeys([*at.devices, *(hop.device or "" for row in at.node.routes for hop in row.hops)]) if at.kind(name)[0] == "tun"]
+    if not names:
+        path.fail(packet, packet.device, "lost", "vtep-missing", {"host": format_address(remote.host)})
+        return
+    path.step(packet, packet.device, "arrives-udp", {"device": packet.device, "port": str(remote.port)})
+    inside = msgspec.structs.replace(packet, device=names[0], dst_mac=None, src_mac=None)
+    if path.is_up(inside, names[0]):
+        path.arrive(inside)

@@ -1,0 +1,631 @@
+"""The walk over pasted tables: the seed's, a healthy cluster's, and the same with one thing wrong."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from tests.unit.tables import SEED, cluster, healthy, parsed
+
+from tweed.addr import Prefix
+from tweed.addr import parse_address as ip
+from tweed.addr import parse_mac as mac
+from tweed.errors import UsageError
+from tweed.model import Endpoint, Lease
+from tweed.trace import snapshot as s
+from tweed.trace.cluster import Cluster
+from tweed.trace.frames import Probe
+from tweed.trace.messages import sayer
+from tweed.trace.result import WORDS, Said, Walk, as_json, kind_of
+from tweed.trace.walk import walk
+
+
+def walked(snapshot: s.Snapshot, src: str, dst: str, **probe: object) -> Walk:
+    found = walk(Cluster(snapshot), Probe(ip(src), ip(dst), **probe))
+    check_words(found)
+    return found
+
+
+def check_words(found: Walk) -> None:
+    """Every id that the walk speaks is a word with exactly its parameters, in both languages, and JSON."""
+
+    def check(kind: str, said: Said) -> None:
+        assert set(said.params) >= set(WORDS[kind][said.id]), said
+        assert sayer("en")(kind, said) and sayer("zh")(kind, said)
+
+    for step in found.steps:
+        check(kind_of(step.decision.id), step.decision)
+        for loser in step.losers:
+            check("loss", loser.why)
+        for said in step.assumptions:
+            check("assumption", said)
+        for said in step.unknowns:
+            check("unknown", said)
+    if found.first_divergence is not None:
+        check("cause", found.first_divergence.cause)
+    assert msgspec.json.encode(as_json(found, sayer("en")))
+
+
+def decisions(found: Walk) -> list[tuple[str, str, str]]:
+    return [(step.node, step.device, step.decision.id) for step in found.steps]
+
+
+def changed(changes: dict[str, list[tuple[str, str]]], *, pods: bool = True) -> s.Snapshot:
+    """The healthy cluster with texts replaced in a node's tables; each must have been there."""
+    texts = healthy(pods=pods)
+    for name, replacements in changes.items():
+        for old, new in replacements:
+            assert old in texts[name], (name, old)
+            texts[name] = texts[name].replace(old, new)
+    return cluster(**texts)
+
+
+# ---- the seed ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_ends_where_its_tables_end():
+    found = walked(parsed(SEED, name="vxlan-mode.md"), "10.244.0.5", "10.244.2.5")
+    assert (found.verdict, found.first_divergence, found.exit_code) == ("unknown", None, 3)
+    assert [(step.node, step.device, step.decision.id, step.row.source if step.row else None, step.question) for step in found.steps] == [
+        ("master", "cni0", "source-container", "vxlan-mode.md:31", 0),
+        ("master", "cni0", "enters-bridge-port-unknown", None, 0),
+        ("master", "cni0", "route-via", "vxlan-mode.md:33", 1),
+        ("master", "flannel.1", "neighbour", "vxlan-mode.md:39", 2),
+        ("master", "flannel.1", "fdb", "vxlan-mode.md:54", 3),
+        ("master", "flannel.1", "encapsulated", None, 0),
+        ("master", "ens33", "underlay-connected", "vxlan-mode.md:35", 4),
+        ("master", "ens33", "leaves-vxlan-port-unknown", None, 0),
+    ]
+    last = found.steps[-1]
+    assert sayer("en")("decision", last.decision) == "leaves ens33 for 192.168.2.202, UDP destination port unknown (flannel's default 8472)"
+    route, fdb = found.steps[2], found.steps[4]
+    assert [(loser.row.source, loser.why.id) for loser in (*route.losers, *fdb.losers)] == [
+        ("vxlan-mode.md:30", "shorter-prefix"),
+        ("vxlan-mode.md:53", "unused-mac"),
+    ]
+    assert [said.id for step in found.steps for said in step.unknowns] == ["container-mac", "source-mac", "port", "vni", "underlay-neighbour", "peer-tables"]
+    tunnel = last.hop.tunnel
+    assert (tunnel.dst, tunnel.src, tunnel.vni, tunnel.port, tunnel.dst_mac) == (ip("192.168.2.202"), ip("192.168.2.200"), None, None, None)
+
+
+def test_the_seed_goes_on_as_far_as_the_other_nodes_tables_allow():
+    text = "[root@node2 ~]# ip route\n10.244.2.0/24 dev cni0 proto kernel scope link src 10.244.2.1\n"
+    text += "192.168.2.0/24 dev ens33 proto kernel scope link src 192.168.2.202\n"
+    found = walked(parsed(SEED + text.encode()), "10.244.0.5", "10.244.2.5")
+    assert (found.verdict, decisions(found)[-1][0]) == ("unknown", "node2")
+    text += "[root@node2 ~]# ip -d addr show dev flannel.1\n4: flannel.1: <BROADCAST,UP,LOWER_UP> mtu 1450 qdisc noqueue\n"
+    text += "    link/ether 86:22:66:41:77:3d brd ff:ff:ff:ff:ff:ff promiscuity 0\n    vxlan id 1 local 192.168.2.202 dev ens33 dstport 8472 nolearning\n"
+    text += "[root@node2 ~]# ip neigh\n10.244.2.5 dev cni0 lladdr 0a:58:0a:f4:02:05 REACHABLE\n"
+    text += "[root@node2 ~]# bridge fdb show br cni0\n0a:58:0a:f4:02:05 dev veth5 master cni0\n"
+    found = walked(parsed(SEED + text.encode()), "10.244.0.5", "10.244.2.5")
+    assert (found.verdict, decisions(found)[-3:]) == (
+        "delivered",
+        [("node2", "cni0", "neighbour"), ("node2", "cni0", "bridge-port"), ("node2", "veth5", "into-container")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "last", "device"),
+    [
+        ("10.244.0.5", "10.244.1.9", "leaves-vxlan-port-unknown", "ens33"),
+        ("192.168.2.200", "10.244.1.9", "leaves-vxlan-port-unknown", "ens33"),
+        ("172.17.0.2", "10.244.1.9", "leaves-vxlan-port-unknown", "ens33"),
+        ("10.244.0.5", "192.168.2.200", "delivered-host", "ens33"),
+        ("10.244.0.5", "10.244.0.6", "ends-container-unknown", "cni0"),
+        ("10.244.0.5", "8.8.8.8", "leaves-plain", "ens33"),
+        ("10.244.0.5", "172.17.0.2", "ends-container-unknown", "docker0"),
+    ],
+)
+def test_other_ways_through_the_seed(src: str, dst: str, last: str, device: str):
+    assert decisions(walked(parsed(SEED), src, dst))[-1] == ("master", device, last)
+
+
+@pytest.mark.parametrize(
+    ("text", "src", "dst", "why"),
+    [
+        (SEED, "8.8.8.8", "10.244.1.9", "8.8.8.8: no table here speaks of this address"),
+        (SEED, "10.244.0.5", "fd00::1", "one address is IPv4 and the other IPv6"),
+        (b"hello", "10.244.0.5", "10.244.1.9", "no tables"),
+        (b"10.244.0.0/24 dev cni0 scope link", "10.244.0.5", "10.99.0.1", "10.99.0.1: no table here speaks of this address"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(text: bytes, src: str, dst: str, why: str):
+    with pytest.raises(UsageError) as caught:
+        walked(parsed(text), src, dst)
+    assert str(caught.value).startswith(why) and "\n" not in str(caught.value)
+
+
+# ---- healthy -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_cluster_delivers_with_nothing_unknown():
+    found = walked(changed({}), "10.244.10.2", "10.244.20.2")
+    assert (found.verdict, found.outcomes, found.exit_code) == ("delivered", {"": "delivered"}, 0)
+    assert decisions(found) == [
+        ("n10/pod1", "eth0", "source-namespace"),
+        ("n10/pod1", "eth0", "route-via"),
+        ("n10/pod1", "eth0", "neighbour"),
+        ("n10", "cni0", "enters-bridge"),
+        ("n10", "cni0", "route-via"),
+        ("n10", "flannel.1", "neighbour"),
+        ("n10", "flannel.1", "fdb"),
+        ("n10", "flannel.1", "encapsulated"),
+        ("n10", "ens33", "underlay-connected"),
+        ("n10", "ens33", "leaves-vxlan"),
+        ("n20", "ens33", "arrives-vxlan"),
+        ("n20", "flannel.1", "decapsulated"),
+        ("n20", "flannel.1", "route-connected"),
+        ("n20", "cni0", "neighbour"),
+        ("n20", "cni0", "bridge-port"),
+        ("n20", "veth1", "into-container"),
+        ("n20/pod1", "eth0", "route-local"),
+        ("n20/pod1", "eth0", "delivered-container"),
+    ]
+    assert not [said for step in found.steps for said in step.unknowns]
+    hops = [step.hop for step in found.steps if step.hop is not None]
+    assert [(hop.node, hop.device, hop.direction, hop.ttl, hop.tunnel is not None) for hop in hops] == [
+        ("n10/pod1", "eth0", "out", 64, False),
+        ("n10", "cni0", "in", 64, False),
+        ("n10", "flannel.1", "out", 63, False),
+        ("n10", "ens33", "out", 63, True),
+        ("n20", "ens33", "in", 63, True),
+        ("n20", "flannel.1", "in", 63, False),
+        ("n20", "cni0", "out", 62, False),
+        ("n20/pod1", "eth0", "in", 62, False),
+    ]
+    wire = hops[3]
+    assert (wire.dst_mac, wire.src_mac, wire.tunnel.dst_mac, wire.tunnel.vni) == (
+        mac("0e:00:00:00:00:20"),
+        mac("0e:00:00:00:00:10"),
+        mac("52:54:c0:a8:02:20"),
+        1,
+    )
+    assert (hops[0].dst_mac, hops[0].src_mac, hops[6].dst_mac, hops[6].src_mac) == tuple(
+        map(mac, ("0a:58:0a:f4:10:01", "0a:58:0a:f4:10:02", "0a:58:0a:f4:20:02", "0a:58:0a:f4:20:01"))
+    )
+
+
+@pytest.mark.parametrize("pods", [True, False])
+@pytest.mark.parametrize(
+    ("src", "dst"), [("10.244.10.2", "10.244.30.2"), ("192.168.2.10", "10.244.20.2"), ("10.244.20.2", "192.168.2.10"), ("10.244.30.2", "10.244.30.1")]
+)
+def test_every_kind_of_pair_delivers(src: str, dst: str, pods: bool):
+    assert walked(changed({}, pods=pods), src, dst).verdict == "delivered"
+
+
+def test_containers_of_one_node_meet_on_the_bridge():
+    second = "10.244.10.3 dev cni0 lladdr 0a:58:0a:f4:10:03 REACHABLE\n10.244.10.2 dev cni0"
+    port = "0a:58:0a:f4:10:03 dev veth2 master cni0\n0a:58:0a:f4:10:02 dev veth1"
+    snapshot = changed({"n10": [("10.244.10.2 dev cni0", second), ("0a:58:0a:f4:10:02 dev veth1", port)]})
+    found = walked(snapshot, "10.244.10.2", "10.244.10.3")
+    assert (found.verdict, decisions(found)[-1]) == ("delivered", ("n10", "veth2", "into-container"))
+    assert not any(step.device == "flannel.1" for step in found.steps)
+
+
+# ---- one thing wrong -------------------------------------------------------------------------------------------------------
+
+VTEP20 = "10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 PERMANENT\n"
+FDB20 = "0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent\n"
+ROUTE20 = "10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink\n"
+UP = "<BROADCAST,MULTICAST,UP,LOWER_UP>"
+# What is replaced on which node, and: verdict, node and device of the first divergence, its cause, a command that mends it.
+FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, str, str | None]] = [
+    (
+        "blackhole",
+        {"n10": [(ROUTE20, ROUTE20 + "blackhole 10.244.20.0/28\n")]},
+        "dropped",
+        "n10",
+        "cni0",
+        "route-blackhole",
+        "ip route del blackhole 10.244.20.0/28",
+    ),
+    ("unreachable", {"n10": [(ROUTE20, "unreachable 10.244.20.0/24\n")]}, "dropped", "n10", "cni0", "route-unreachable", None),
+    ("prohibit", {"n10": [(ROUTE20, "prohibit 10.244.20.0/24\n")]}, "dropped", "n10", "cni0", "route-prohibit", None),
+    (
+        "no route at all",
+        {"n10": [(ROUTE20, ""), ("default via 192.168.2.1 dev ens33 proto static metric 100\n", "")]},
+        "dropped",
+        "n10",
+        "cni0",
+        "route-missing",
+        None,
+    ),
+    (
+        "dead route",
+        {"n10": [(ROUTE20, ROUTE20.replace("onlink", "onlink dead linkdown")), ("default via 192.168.2.1", "unreachable default\n7.0.0.0/8 via 192.168.2.1")]},
+        "dropped",
+        "n10",
+        "cni0",
+        "route-unreachable",
+        None,
+    ),
+    ("rule", {"n10": [("32766:", "90:	from 10.244.10.0/24 prohibit\n32766:")]}, "dropped", "n10", "cni0", "rule-drops", None),
+    (
+        "neighbour missing",
+        {"n10": [(VTEP20, "")]},
+        "dropped",
+        "n10",
+        "flannel.1",
+        "neighbour-missing",
+        "ip neigh replace 10.244.20.0 lladdr 0e:00:00:00:00:20 dev flannel.1 nud permanent",
+    ),
+    ("neighbour failed", {"n10": [(VTEP20, "10.244.20.0 dev flannel.1 FAILED\n")]}, "dropped", "n10", "flannel.1", "neighbour-failed", None),
+    (
+        "fdb missing",
+        {"n10": [(FDB20, "")]},
+        "dropped",
+        "n10",
+        "flannel.1",
+        "fdb-missing",
+        "bridge fdb replace 0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent",
+    ),
+    (
+        "fdb to another node",
+        {"n10": [(FDB20, FDB20.replace("2.20", "2.30"))]},
+        "dropped",
+        "n30",
+        "flannel.1",
+        "fdb-wrong-host",
+        "bridge fdb replace 0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent",
+    ),
+    (
+        "fdb to itself",
+        {"n10": [(FDB20, FDB20.replace("2.20", "2.10"))]},
+        "lost",
+        "n10",
+        "flannel.1",
+        "fdb-own-host",
+        "bridge fdb replace 0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent",
+    ),
+    (
+        "stale VTEP MAC",
+        {"n10": [("0e:00:00:00:00:20", "0e:00:00:00:00:99")]},
+        "dropped",
+        "n20",
+        "flannel.1",
+        "vtep-mac-stale",
+        "bridge fdb replace 0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent",
+    ),
+    (
+        "duplicate VTEP MAC",
+        {"n10": [("link/ether 0e:00:00:00:00:10", "link/ether 0e:00:00:00:00:20")]},
+        "dropped",
+        "n20",
+        "flannel.1",
+        "vtep-mac-duplicate",
+        None,
+    ),
+    ("VNI", {"n20": [("vxlan id 1 ", "vxlan id 2 ")]}, "dropped", "n20", "ens33", "vni-mismatch", None),
+    ("VNI in the row", {"n10": [(FDB20, FDB20.replace(" self", " vni 7 self"))]}, "dropped", "n20", "ens33", "vni-mismatch", None),
+    ("port", {"n20": [("dstport 8472", "dstport 4789"), ("0.0.0.0:8472", "0.0.0.0:4789")]}, "dropped", "n20", "ens33", "port-mismatch", None),
+    ("port in the row", {"n10": [(FDB20, FDB20.replace(" self", " port 4789 self"))]}, "dropped", "n20", "ens33", "port-mismatch", None),
+    (
+        "no socket",
+        {"n20": [("UNCONN 0      0            0.0.0.0:8472", "UNCONN 0      0            0.0.0.0:53")]},
+        "dropped",
+        "n20",
+        "ens33",
+        "port-closed",
+        None,
+    ),
+    (
+        "VTEP down",
+        {"n10": [(f"3: flannel.1: {UP}", "3: flannel.1: <BROADCAST,MULTICAST>")]},
+        "dropped",
+        "n10",
+        "flannel.1",
+        "device-down",
+        "ip link set flannel.1 up",
+    ),
+    (
+        "peer's VTEP down",
+        {"n20": [(f"3: flannel.1: {UP}", "3: flannel.1: <BROADCAST,MULTICAST>")]},
+        "dropped",
+        "n20",
+        "flannel.1",
+        "device-down",
+        "ip link set flannel.1 up",
+    ),
+    ("peer's NIC down", {"n20": [(f"2: ens33: {UP}", "2: ens33: <BROADCAST,MULTICAST>")]}, "dropped", "n20", "ens33", "device-down", "ip link set ens33 up"),
+    ("bridge down", {"n20": [(f"5: cni0: {UP}", "5: cni0: <BROADCAST,MULTICAST>")]}, "dropped", "n20", "cni0", "device-down", "ip link set cni0 up"),
+    ("wrong local address", {"n10": [("local 192.168.2.10", "local 192.168.2.77")]}, "dropped", "n10", "flannel.1", "local-not-ours", None),
+    (
+        "underlay neighbour",
+        {"n10": [("192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:20", "192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:99")]},
+        "lost",
+        "n20",
+        "ens33",
+        "underlay-neighbour-wrong",
+        "ip neigh replace 192.168.2.20 lladdr 52:54:c0:a8:02:20 dev ens33 nud permanent",
+    ),
+    (
+        "underlay neighbour failed",
+        {"n10": [("192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:20 REACHABLE", "192.168.2.20 dev ens33 FAILED")]},
+        "lost",
+        "n10",
+        "ens33",
+        "neighbour-failed",
+        None,
+    ),
+    (
+        "underlay through the tunnel",
+        {"n10": [("10.244.20.0/24 via", "192.168.2.20 dev flannel.1 scope link\n10.244.20.0/24 via"), (" dev ens33 srcport", " srcport")]},
+        "dropped",
+        "n10",
+        "flannel.1",
+        "encapsulation-loop",
+        None,
+    ),
+    ("forwarding off", {"n10": [("ip_forward = 1", "ip_forward = 0")]}, "dropped", "n10", "cni0", "forwarding-off", "sysctl -w net/ipv4/ip_forward=1"),
+    (
+        "peer's forwarding off",
+        {"n20": [("ip_forward = 1", "ip_forward = 0")]},
+        "dropped",
+        "n20",
+        "flannel.1",
+        "forwarding-off",
+        "sysctl -w net/ipv4/ip_forward=1",
+    ),
+    (
+        "rp_filter",
+        {"n20": [("flannel/1.rp_filter = 0", "flannel/1.rp_filter = 1"), ("10.244.10.0/24 via 10.244.10.0 dev flannel.1 onlink\n", "")]},
+        "dropped",
+        "n20",
+        "flannel.1",
+        "rp-filter",
+        "sysctl -w net/ipv4/conf/flannel.1/rp_filter=2",
+    ),
+    (
+        "veth detached",
+        {
+            "n10": [
+                ("noqueue master cni0 state", "noqueue state"),
+                ("0a:58:0a:f4:10:02 dev veth1 master cni0\n", ""),
+                ("6: veth1@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 master cni0 state forwarding priority 32 cost 2\n", ""),
+            ]
+        },
+        "lost",
+        "n10",
+        "veth1",
+        "bridge-port-missing",
+        "ip link set veth1 master cni0",
+    ),
+    (
+        "peer's veth detached",
+        {
+            "n20": [
+                ("noqueue master cni0 state", "noqueue state"),
+                ("0a:58:0a:f4:20:02 dev veth1 master cni0\n", ""),
+                ("6: veth1@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 master cni0 state forwarding priority 32 cost 2\n", ""),
+            ]
+        },
+        "lost",
+        "n20",
+        "cni0",
+        "bridge-port-missing",
+        None,
+    ),
+    (
+        "port disabled",
+        {"n20": [("master cni0 state forwarding", "master cni0 state disabled")]},
+        "dropped",
+        "n20",
+        "veth1",
+        "bridge-port-blocked",
+        "bridge link set dev veth1 state 3",
+    ),
+    ("container without a route", {"n10__pod1": [("default via 10.244.10.1 dev eth0\n", "")]}, "dropped", "n10/pod1", "eth0", "route-missing", None),
+    (
+        "container silent",
+        {"n20": [("10.244.20.2 dev cni0 lladdr 0a:58:0a:f4:20:02 STALE", "10.244.20.2 dev cni0 FAILED")]},
+        "lost",
+        "n20",
+        "cni0",
+        "neighbour-failed",
+        None,
+    ),
+    (
+        "a loop of two nodes",
+        {"n20": [("10.244.20.0/24 dev cni0 proto kernel scope link src 10.244.20.1", "10.244.20.0/24 via 10.244.10.0 dev flannel.1 onlink")]},
+        "dropped",
+        "n20",
+        "flannel.1",
+        "routing-loop",
+        None,
+    ),
+    ("by a third node", {"n10": [(ROUTE20, ROUTE20.replace("via 10.244.20.0", "via 10.244.30.0"))]}, "detour", "n30", "", "detour", None),
+    (
+        "no such device",
+        {"n10": [("10.244.20.0/24 via 10.244.20.0 dev flannel.1", "10.244.20.0/24 via 10.244.20.0 dev flannel.9")]},
+        "dropped",
+        "n10",
+        "flannel.9",
+        "device-missing",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("title", "changes", "verdict", "node", "device", "cause", "fix"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_one_thing_wrong(title: str, changes: dict[str, list[tuple[str, str]]], verdict: str, node: str, device: str, cause: str, fix: str | None):
+    found = walked(changed(changes), "10.244.10.2", "10.244.20.2")
+    divergence = found.first_divergence
+    assert divergence is not None, decisions(found)
+    assert (found.verdict, divergence.node, divergence.device, divergence.cause.id) == (verdict, node, device, cause)
+    assert fix is None or fix in [each.command for each in divergence.fix]
+    assert all(quote.source and quote.text for quote in divergence.evidence)
+
+
+# ---- more than one way ---------------------------------------------------------------------------------------------------
+
+
+def test_both_branches_of_a_multipath_route_are_followed():
+    two = "10.244.20.0/24 proto static\n\tnexthop via 10.244.20.0 dev flannel.1 weight 1 onlink\n\tnexthop via 10.244.30.0 dev flannel.1 weight 3 onlink\n"
+    found = walked(changed({"n10": [(ROUTE20, two)]}), "10.244.10.2", "10.244.20.2")
+    assert (found.verdict, found.outcomes) == ("detour", {"1": "delivered", "2": "detour"})
+    parts = [step for step in found.steps if step.decision.id == "route-via" and step.branch and step.node == "n10"]
+    assert [step.row.text.partition(" nexthop ")[2] for step in parts] == [line.partition("nexthop ")[2] for line in two.splitlines()[1:]]
+    assert [said.params["weight"] for step in parts for said in step.assumptions if said.id == "branch"] == ["1", "3"]
+    assert {step.branch for step in found.way("1")} == {"", "1"}
+
+
+def test_several_default_entries_are_copies():
+    entries = "00:00:00:00:00:00 dev flannel.1 dst 192.168.2.20 self permanent\n00:00:00:00:00:00 dev flannel.1 dst 192.168.2.30 self permanent\n"
+    found = walked(changed({"n10": [(FDB20, entries)]}), "10.244.10.2", "10.244.20.2")
+    assert found.outcomes == {"1": "delivered", "2": "dropped"}
+    assert [step.decision.id for step in found.steps if step.question == 3] == ["fdb-default", "fdb-default"]
+
+
+@pytest.mark.parametrize(
+    ("text", "losers"),
+    [
+        ("10.244.20.0/24 via 10.244.30.0 dev flannel.1 metric 50 onlink\n", ["higher-metric", "shorter-prefix"]),
+        ("10.244.0.0/16 via 192.168.2.1 dev ens33\n", ["shorter-prefix", "shorter-prefix"]),
+    ],
+)
+def test_the_losers_and_why(text: str, losers: list[str]):
+    found = walked(changed({"n10": [(ROUTE20, text + ROUTE20)]}), "10.244.10.2", "10.244.20.2")
+    (route,) = [step for step in found.steps if step.question == 1 and step.node == "n10"]
+    assert [loser.why.id for loser in route.losers] == losers
+    assert found.verdict == "delivered"
+
+
+def test_a_rule_sends_it_by_another_table():
+    rule = ("32766:", "90:	from 10.244.10.0/24 to 10.244.20.0/24 lookup 77\n32766:")
+    unknown = walked(changed({"n10": [rule]}), "10.244.10.2", "10.244.20.2")
+    assert (unknown.verdict, decisions(unknown)[-1]) == ("unknown", ("n10", "cni0", "ends-no-routes"))
+    table = ("[root@n10 ~]# ip rule", "[root@n10 ~]# ip route show table 77\ndefault via 10.244.30.0 dev flannel.1 onlink\n[root@n10 ~]# ip rule")
+    found = walked(changed({"n10": [rule, table]}), "10.244.10.2", "10.244.20.2")
+    (route,) = [step for step in found.steps if step.question == 1 and step.node == "n10"]
+    assert (route.decision.params["table"], found.verdict) == ("77", "detour")
+    assert [loser.why.id for loser in route.losers] == ["later-rule"]
+
+
+# ---- size ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "mtu", "df", "verdict", "cause"),
+    [
+        (1450, "1450", None, "delivered", None),
+        (1451, "1450", True, "dropped", "mtu-exceeded"),
+        (1451, "1450", None, "delivered", None),  # Linux does not set DF on what its own device has to cut
+        (1500, "1500", None, "delivered", None),  # the outer packet is cut
+    ],
+)
+def test_size_and_mtu(size: int, mtu: str, df: bool | None, verdict: str, cause: str | None):
+    found = walked(changed({name: [("mtu 1450", f"mtu {mtu}")] for name in healthy()}), "10.244.10.2", "10.244.20.2", size=size, dont_fragment=df)
+    assert (found.verdict, found.first_divergence and found.first_divergence.cause.id) == (verdict, cause)
+    cut = [step.device for step in found.steps for said in step.assumptions if said.id == "fragmented"]
+    assert bool(cut) == (verdict == "delivered" and size > 1450)
+
+
+def test_a_container_whose_mtu_is_too_large_loses_what_may_not_be_cut():
+    snapshot = changed({"n10__pod1": [("mtu 1450", "mtu 1500")]})
+    assert walked(snapshot, "10.244.10.2", "10.244.20.2").verdict == "delivered"
+    found = walked(snapshot, "10.244.10.2", "10.244.20.2", size=1500)
+    assert (found.first_divergence.node, found.first_divergence.device, found.first_divergence.cause.id) == ("n10", "flannel.1", "mtu-exceeded")
+
+
+# ---- other backends, IPv6 ----------------------------------------------------------------------------------------------------
+
+
+def test_host_gw():
+    texts = healthy()
+    for name, text in texts.items():
+        for n in ("10", "20", "30"):
+            text = text.replace(f"via 10.244.{n}.0 dev flannel.1 onlink", f"via 192.168.2.{n} dev ens33")
+        texts[name] = text.replace("ens33.rp_filter = 1", "ens33.rp_filter = 0")
+    found = walked(cluster(**texts), "10.244.10.2", "10.244.20.2")
+    assert found.verdict == "delivered"
+    assert [entry for entry in decisions(found) if entry[2] in ("leaves-plain", "arrives-plain")] == [
+        ("n10", "ens33", "leaves-plain"),
+        ("n20", "ens33", "arrives-plain"),
+    ]
+
+
+def test_udp_mode_needs_leases_or_the_other_nodes_tables():
+    tun = "9: flannel0: <POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472 qdisc fq\n    link/none promiscuity 0\n    tun type tun pi off\n"
+    texts = healthy()
+    for name, n in (("n10", "10"), ("n20", "20")):
+        text = texts[name].replace("1: lo:", tun + f"    inet 10.244.{n}.0/16 scope global flannel0\n1: lo:")
+        for other in ("10", "20", "30"):
+            text = text.replace(f"10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink\n", "")
+        texts[name] = text.replace("default via", "10.244.0.0/16 dev flannel0 proto kernel scope link\ndefault via").replace("0.0.0.0:8472", "0.0.0.0:8285")
+    snapshot = cluster(**texts)
+    found = walked(snapshot, "10.244.10.2", "10.244.20.2")
+    assert (found.verdict, [said.id for step in found.steps for said in step.assumptions if said.id.startswith("udp")]) == (
+        "delivered",
+        ["udp-remote-from-tables"],
+    )
+    assert [entry for entry in decisions(found) if "udp" in entry[2]] == [("n10", "flannel0", "encapsulated-udp"), ("n20", "ens33", "arrives-udp")]
+    lease = s.LeaseRow(source="bundle", text="10.244.99.0-24", lease=Lease(v4=Endpoint(Prefix(ip("10.244.99.0"), 24), ip("192.168.2.20")), backend="udp"))
+    leased = walked(msgspec.structs.replace(snapshot, leases=(lease,)), "10.244.10.2", "10.244.99.7")
+    assert any(step.decision.id == "encapsulated-udp" and step.decision.params["host"] == "192.168.2.20" for step in leased.steps)
+    alone = walked(cluster(n10=texts["n10"]), "10.244.10.2", "10.244.20.2")
+    assert (alone.verdict, decisions(alone)[-1][2]) == ("unknown", "ends-remote-unknown")
+
+
+V6 = """\
+# ip -d addr
+2: ens33: <BROADCAST,UP,LOWER_UP> mtu 1500 qdisc fq
+    link/ether 52:54:00:00:00:0{n} brd ff:ff:ff:ff:ff:ff promiscuity 0
+    inet6 fd00:2::{n}/64 scope global
+3: flannel-v6.1: <BROADCAST,UP,LOWER_UP> mtu 1430 qdisc noqueue
+    link/ether 0e:00:00:00:00:0{n} brd ff:ff:ff:ff:ff:ff promiscuity 0
+    vxlan id 1 local fd00:2::{n} dev ens33 srcport 0 0 dstport 8472 nolearning
+    inet6 fd00:10:{n}::/128 scope global
+5: cni0: <BROADCAST,UP,LOWER_UP> mtu 1430 qdisc noqueue
+    link/ether 0a:58:00:00:00:0{n} brd ff:ff:ff:ff:ff:ff promiscuity 0
+    bridge forward_delay 1500
+    inet6 fd00:10:{n}::1/64 scope global
+# ip -6 route
+fd00:10:{n}::/64 dev cni0 proto kernel metric 256 pref medium
+fd00:10:{o}::/64 via fd00:10:{o}:: dev flannel-v6.1 proto 83 metric 1024 onlink pref medium
+fd00:2::/64 dev ens33 proto kernel metric 256 pref medium
+# ip neigh
+fd00:10:{o}:: dev flannel-v6.1 lladdr 0e:00:00:00:00:0{o} PERMANENT
+fd00:10:{n}::9 dev cni0 lladdr 0a:58:00:00:09:0{n} REACHABLE
+# bridge fdb
+0e:00:00:00:00:0{o} dev flannel-v6.1 dst fd00:2::{o} self permanent
+0a:58:00:00:09:0{n} dev veth9 master cni0
+"""
+
+
+def test_ipv6():
+    found = walked(cluster(a=V6.format(n=1, o=2), b=V6.format(n=2, o=1)), "fd00:10:1::9", "fd00:10:2::9")
+    assert (found.verdict, decisions(found)[-1]) == ("delivered", ("b", "veth9", "into-container"))
+    too_large = walked(cluster(a=V6.format(n=1, o=2), b=V6.format(n=2, o=1)), "fd00:10:1::9", "fd00:10:2::9", size=1431)
+    assert too_large.first_divergence.cause == Said("mtu-exceeded", {"size": "1431", "mtu": "1430", "device": "flannel-v6.1"})
+
+
+# ---- what is not here --------------------------------------------------------------------------------------------------------
+
+
+def without(text: str, command: str) -> str:
+    """Tables without the one that a command showed."""
+    parts = text.split("[root@")
+    return "[root@".join(part for part in parts if f"# {command}\n" not in part)
+
+
+@pytest.mark.parametrize(
+    ("command", "last"),
+    [
+        ("ip neigh", ("n10", "flannel.1", "neighbour-unknown")),
+        ("bridge fdb", ("n10", "flannel.1", "fdb-unknown")),
+        ("ip route", ("n10", "cni0", "ends-no-routes")),
+    ],
+)
+def test_a_table_that_is_not_here_is_unknown_and_no_fault(command: str, last: tuple[str, str, str]):
+    texts = healthy()
+    texts["n10"] = without(texts["n10"], command)
+    found = walked(cluster(**texts), "10.244.10.2", "10.244.20.2")
+    assert (found.verdict, found.first_divergence, decisions(found)[-1]) == ("unknown", None, last)
+
+
+@pytest.mark.parametrize("command", ["ip rule", "bridge link", "ss -ulpn", "sysctl -a"])
+def test_a_table_that_only_could_forbid_is_an_assumption(command: str):
+    texts = {name: without(text, command) for name, text in healthy().items()}
+    found = walked(cluster(**texts), "10.244.10.2", "10.244.20.2")
+    assert found.verdict == "delivered"
+    told = {said.id for step in found.steps for said in step.assumptions}
+    assert {"ip rule": "default-rules", "sysctl -a": "forwarding-on"}.get(command, "neighbour-will-confirm") in told
