@@ -226,6 +226,20 @@ def test_cleanup_where_nothing_ever_was(pair: tuple[Node, Node]) -> None:
     assert everything(a) == before and list(a.directory.iterdir()) == []
 
 
+def test_cleanup_without_its_store(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+    before = everything(a)
+    a.start()
+    for file in a.cluster.directory.glob("store.db*"):
+        file.write_bytes(b"x" * 8192)
+    for _ in range(2):
+        done = a.tweed("cleanup", *a.flags)
+        assert done.returncode == 1 and "the lease cannot be released: " in done.stderr and "--keep-lease" in done.stderr
+        assert everything(a) == before  # all else is done
+    assert a.tweed("cleanup", *a.flags, "--keep-lease").returncode == 0
+    assert not a.state.exists() and not a.subnet_file.exists()
+
+
 def test_a_device_in_the_place_of_the_subnet_file_survives(pair: tuple[Node, Node]) -> None:
     """`--subnet-file /dev/null` is what somebody types who has no use for the file."""
     a, _ = pair

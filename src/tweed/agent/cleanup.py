@@ -15,7 +15,7 @@ from tweed.agent.client import AgentError, call
 from tweed.agent.firewall import undo_firewall
 from tweed.agent.main import lock
 from tweed.config import Settings
-from tweed.errors import TweedError
+from tweed.errors import StoreError, TweedError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import PROTOCOL, Change, Endpoint, Lease, LeaseRecord
@@ -44,8 +44,12 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
             if link is not None and link.kind == "vxlan":
                 links.delete_link(netlink, name)
                 yield f"ip link del {name}"
-        if not keep_lease and (line := _release(settings)):
-            yield line
+        if not keep_lease:
+            try:
+                if line := _release(settings):
+                    yield line
+            except StoreError as error:
+                raise TweedError(f"the lease cannot be released: {error}; or leave it with tweed cleanup --keep-lease") from None
         for text in notes.noted.files:
             if Path(text).is_file():
                 Path(text).unlink()
