@@ -64,10 +64,13 @@ class Fib:
                 if len(rows_here) > 1:
                     rows_here.sort(key=metric)  # stable: of equals the first that was shown
 
-    def matches(self, value: int) -> Iterator[s.RouteRow]:
-        """The rows that contain an address, the best first."""
+    def matches(self, value: int, near: str | None = None) -> Iterator[s.RouteRow]:
+        """The rows that contain an address, the best first. `near`: of equals those on this device come first."""
         for shift, networks in self.lengths:
-            yield from networks.get(value >> shift, ())
+            rows = networks.get(value >> shift, ())
+            if near is not None and len(rows) > 1:
+                rows = sorted(rows, key=lambda row: (metric(row), all(hop.device != near for hop in row.hops)))
+            yield from rows
 
 
 def metric(row: s.RouteRow) -> int:
@@ -217,7 +220,8 @@ class Tables:
                 if self.must_be_shown(rule.table, family):
                     return Answer("unknown", rule.table, rule=rule, assumptions=tuple(assumptions))
                 continue
-            answer = self.choose(fib, rule, value, oif)
+            # rt6_score_route: IPv6 likes the device that a packet came in by.
+            answer = self.choose(fib, rule, value, oif, iif if family == 6 else None)
             if answer is None:
                 continue
             winner = answer.row
@@ -252,13 +256,13 @@ class Tables:
     def shows(self, shown: s.Shown, table: str, family: int) -> bool:
         return shown.device is None and shown.family in (None, family) and shown.route_table in (table, "all") and shown.command is not None
 
-    def choose(self, fib: Fib, rule: s.RuleRow, value: int, oif: str | None) -> Answer | None:
+    def choose(self, fib: Fib, rule: s.RuleRow, value: int, oif: str | None, near: str | None) -> Answer | None:
         """The best row of a table whose next hop is alive, with the rows that it beats."""
         assert rule.table is not None
         winner: s.RouteRow | None = None
         hops: tuple[s.NextHop, ...] = ()
         losers: list[Loser] = []
-        for row in fib.matches(value):
+        for row in fib.matches(value, near):
             if winner is not None:
                 if row.dst.length == winner.dst.length and siblings(winner, row):
                     hops += with_source(row)

@@ -1,0 +1,39 @@
+"""Route choice, slowly: look at every row of every table, in the order in which rules name them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tweed.trace.snapshot import RouteRow, RuleRow
+
+
+def better(row: RouteRow, than: RouteRow) -> bool:
+    """Whether a row beats one that comes before it in the table."""
+    default = 1024 if row.dst.family == 6 else 0
+    return (row.dst.length, -(row.metric or default)) > (than.dst.length, -(than.metric or default))
+
+
+def best(rows: Sequence[RouteRow], table: str, dst: bytes) -> RouteRow | None:
+    winner = None
+    for row in rows:
+        fits = row.table == table and not row.tos and row.dst.contains(dst)
+        alive = not row.hops or any("dead" not in hop.flags for hop in row.hops)
+        if fits and alive and (winner is None or better(row, winner)):
+            winner = row
+    return winner
+
+
+def choose(rules: Sequence[RuleRow], rows: Sequence[RouteRow], dst: bytes, src: bytes | None, iif: str | None) -> RouteRow | str | None:
+    """The winning row, the action of a rule that ends it, or None."""
+    for rule in sorted(rules, key=lambda rule: rule.priority):
+        fits = (rule.src is None or (src is not None and rule.src.contains(src))) and (rule.dst is None or rule.dst.contains(dst))
+        fits = fits and rule.iif in (None, iif or "lo") and not rule.fwmark
+        if fits == rule.negated:
+            continue
+        if rule.action != "lookup":
+            return rule.action
+        row = best(rows, rule.table or "", dst)
+        if row is None or row.type == "throw" or (rule.suppress_length is not None and row.dst.length <= rule.suppress_length):
+            continue
+        return row
+    return None
