@@ -338,6 +338,25 @@ def test_ipv6_turned_on_and_off(running: tuple[Node, Node]) -> None:
         wait_for(lambda node=node, tables=tables: node.tables() == tables, "as before")
 
 
+def test_a_cluster_of_ipv6_alone(tmp_path: Path) -> None:
+    """On hosts that have no IPv4 address at all."""
+    with Cluster(tmp_path, 2, {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}) as cluster:
+        a, b = cluster.nodes
+        for node in (a, b):
+            node.sh(f"ip addr del {node.ip}/16 dev ens33")
+        before = everything(a)
+        cluster.start("--ip-masq")
+        status = a.status()
+        assert (status["subnet"], status["public_ip"], [d["name"] for d in status["devices"]], status["problems"]) == (None, None, ["flannel-v6.1"], [])
+        assert a.subnet_file.read_text().splitlines()[2:] == ["FLANNEL_MTU=1430", "FLANNEL_IPMASQ=true"]
+        with Stream(a, status["subnet6"].split("/")[0], b, b.status()["subnet6"].split("/")[0]) as stream:
+            a.end(signal.SIGKILL)
+            a.start("--ip-masq")
+        assert stream.lost == [] and stream.sent > 0
+        assert [a.status()[key] for key in ("subnet6", "vtep_mac6")] == [status[key] for key in ("subnet6", "vtep_mac6")]
+        assert a.tweed("cleanup", *a.flags).returncode == 0 and everything(a) == before
+
+
 def test_events_that_never_pause_do_not_keep_the_tick_away(running: tuple[Node, Node]) -> None:
     """The renewals of ten thousand nodes are an event every few seconds: only the tick looks at the configuration."""
     a, _ = running

@@ -17,6 +17,7 @@ from tweed.model import Junk, Lease, LeaseRecord, Owner
 from tweed.stores import TTL_S, Event, LeaseStore, Snapshot
 
 BACKOFF_S = (0.1, 5.0)
+CLONE = "another machine named"
 
 
 class Backoff:
@@ -173,7 +174,7 @@ class Membership:
             return "a node that keeps no owner record" if elsewhere else ""
         if now.owner.node != self.owner.node:
             return now.owner.node
-        return f"another machine named {now.owner.node}" if elsewhere or now.owner.boot_id != self.owner.boot_id else ""
+        return f"{CLONE} {now.owner.node}" if elsewhere or now.owner.boot_id != self.owner.boot_id else ""
 
     @property
     def next_s(self) -> float | None:
@@ -192,9 +193,11 @@ class Membership:
 
     def fence(self, other: str) -> None:
         assert self.own is not None
+        # A machine of the same name would take the lease back when it starts again, and fence the other.
+        way_out = "give one of the two another name (--node-name) and remove its subnet.env" if CLONE in other else "restart the agent to get another subnet"
         self.fenced = (
             f"lease {self.own.lease} now belongs to {other}: this node no longer writes it and takes no new attachments; "
-            "existing pods keep their connections; restart the agent to get another subnet"
+            f"existing pods keep their connections; {way_out}"
         )
 
 
