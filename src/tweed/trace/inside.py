@@ -24,6 +24,8 @@ def from_container(path: Path, behind: Behind) -> None:
     packet = Packet(tables, device, TTL, dst_mac, src_mac)
     assumed = Said("container-same-subnet" if direct else "container-sends-to-gateway", {"device": device})
     kind, how = tables.kind(device)
+    if kind is None:
+        how = Said("address-from-route", {"address": format_address(path.src), "device": device})
     unknowns = [] if src_mac is not None else [Said("container-mac", {"address": format_address(path.src)})]
     hop = Hop(tables.name, device, "in", dst_mac, src_mac, TTL)
     params = {"address": format_address(path.src), "device": device}

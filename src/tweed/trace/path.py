@@ -293,6 +293,8 @@ class Path:
         row = answer.row
         assert row is not None
         device = row.hops[0].device or "" if row.hops else ""
+        if row.protocol is None:  # made of an address: rows of the table itself name it
+            assumptions = [*assumptions, Said("local-from-addresses")]
         self.step(packet, packet.device or device, "route-local", {"dst": str(row.dst), "table": answer.table}, quote(row), assumptions=assumptions)
         self.delivered(packet, device, row)
 
@@ -314,10 +316,29 @@ class Path:
         if between:
             self.end(packet, "detour")
             if self.divergence is None:
-                shown = next((step.row for step in self.steps if step.question == 1 and step.row is not None), None)
-                self.divergence = Divergence(between[0], "", Said("detour", {"node": between[0]}), (shown,) if shown is not None else ())
+                self.divergence = self.detour(between[0], last)
         else:
             self.end(packet, "delivered")
+
+    def detour(self, between: str, last: str) -> Divergence:
+        """The route that led to the node between, and what mends it: without it the right row wins, or it gets the right next hop."""
+        at = next((number for number, step in enumerate(self.steps) if step.node == between), len(self.steps))
+        wrong = next((step for step in reversed(self.steps[:at]) if step.question == 1 and step.row is not None), None)
+        if wrong is None or wrong.row is None:
+            return Divergence(between, "", Said("detour", {"node": between}))
+        tables, right = self.cluster.tables[wrong.node], self.cluster.tables.get(last)
+        fixes: list[Fix] = []
+        out = wrong.decision.params["device"]
+        family = " -6" if len(self.dst) == 16 else ""
+        gateways = [address for address in (right.own if right is not None else ()) if tables.neighbour(address, out)[0] is not None]
+        better = any(f"via {format_address(gateway)} " in f"{loser.row.text} " for gateway in gateways for loser in wrong.losers)
+        words = wrong.row.text.split(" nexthop ")[0].removesuffix(" linkdown")
+        if better and wrong.row.text.startswith(tuple("0123456789abcdef")):
+            fixes = [Fix(wrong.node, f"ip{family} route del {words}")]
+        elif gateways:
+            fixes = [Fix(wrong.node, f"ip{family} route replace {wrong.decision.params['dst']} via {format_address(gateways[0])} dev {out} onlink")]
+        params = {"dst": format_address(self.dst), "prefix": wrong.decision.params["dst"], "host": between}
+        return Divergence(wrong.node, wrong.device, Said("route-wrong-node", params), (wrong.row,), tuple(fixes))
 
     def fits(self, packet: Packet, device: str, row: s.RouteRow) -> bool:
         """The MTU of the device or of the route. What is too large is cut if it may be: IPv4 without DF, IPv6 only by its sender."""
