@@ -106,6 +106,7 @@ def test_the_state_that_people_paste_tables_in():
         ("10.244.2.0/24", ("onlink",), "a.txt:5"),
         ("10.244.3.0/24", ("onlink",), "a.txt:7"),
     ]
+    assert [(format_mac(row.mac), row.device) for row in node.neighbours] == [("86:22:66:41:77:3d", "flannel.1")]
     assert node.shown[0].command is None, "behind a pipe it may be an excerpt"
 
 
@@ -268,6 +269,36 @@ def test_who_speaks():
     nameless = read([Source(None, "x", b"10.0.0.0/8 dev x\n"), Source(None, "y", b"[root@a ~]# ip neigh\n10.0.0.1 dev x FAILED\n")])
     assert [(node.name, len(node)) for node in nameless.nodes] == [("a", 2)]
     assert only("10.0.0.0/8 dev x").name == "node"
+
+
+@pytest.mark.parametrize(
+    ("line", "node", "command"),
+    [
+        ("$ ip route", "node", "ip route"),
+        ("# ip r", "node", "ip r"),
+        ("`ip route show`:", "node", "ip route show"),
+        ("### ip route ###", "node", "ip route"),
+        ("➜  ~ ip route", "node", "ip route"),
+        ("[root@k8s-1.example.com ~]# /sbin/ip route", "k8s-1", "/sbin/ip route"),
+        ("(venv) me@k8s-1:/etc/cni$ sudo -u root ip route //对应步骤1.", "k8s-1", "sudo -u root ip route"),
+        ("k8s-1# ip route", "k8s-1", "ip route"),
+        ("$ ssh root@k8s-1 ip route", "k8s-1", "ssh root@k8s-1 ip route"),
+        ("root@k8s-1:~# ip netns exec web ip route", "k8s-1/web", "ip route"),
+        ("root@k8s-1:~# ip -n web route", "k8s-1/web", "ip -n web route"),
+        ("root@k8s-1:~# kubectl exec -n x web -c main -- ip route", "k8s-1/web", "kubectl exec -n x web -c main -- ip route"),
+        ("root@k8s-1:~# docker exec -it web ip route", "k8s-1/web", "docker exec -it web ip route"),
+    ],
+)
+def test_the_forms_of_a_command_line(line: str, node: str, command: str):
+    found = only(f"{line}\n10.0.0.0/8 dev x\n")
+    (shown,) = found.shown
+    assert (found.name, shown.table, shown.source, shown.command) == (node, "route", "a.txt:1", command)
+
+
+def test_output_of_other_commands_is_not_of_the_table_before():
+    neighbours = "10.244.2.0 lladdr 86:22:66:41:77:3d PERMANENT\n"
+    text = f"$ ip neigh show dev flannel.1\n{neighbours}$ kubectl get nodes\nmaster Ready\n{neighbours.replace('2.0', '3.0')}"
+    assert [row.device for row in only(text).neighbours] == ["flannel.1", None]
 
 
 def test_a_bundle_and_text_together():

@@ -646,3 +646,12 @@ def test_a_table_that_only_could_forbid_is_an_assumption(command: str):
     assert found.verdict == "delivered"
     told = {said.id for step in found.steps for said in step.assumptions}
     assert {"ip rule": "default-rules", "sysctl -a": "forwarding-on"}.get(command, "neighbour-will-confirm") in told
+
+
+def test_a_subnet_router_anycast_address_is_the_nodes():
+    anycast = (
+        "anycast fd00:10:1:: dev cni0 table local proto kernel metric 0 pref medium\nlocal fd00:10:1:: dev flannel-v6.1 table local proto kernel metric 0\n"
+    )
+    text = V6.format(n=1, o=2).replace("# ip -6 route\n", f"# ip -6 route show table all\n{anycast}")
+    found = walked(cluster(a=text), "fd00:10:1::9", "fd00:10:1::")
+    assert (found.verdict, decisions(found)[-2][2]) == ("delivered", "route-local")

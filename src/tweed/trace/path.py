@@ -23,6 +23,7 @@ from tweed.trace.result import Divergence, Fix, Loser, Quote, Said, Step, Verdic
 from tweed.trace.tables import Answer, Tables, quote
 
 MOST_BRANCHES = 16
+OURS = ("local", "anycast")  # route types whose packets the node takes itself
 NO_ANSWER = ("FAILED", "INCOMPLETE")
 TO_CONFIRM = ("STALE", "DELAY", "PROBE")
 NOTHING: tuple[Said, ...] = ()
@@ -194,7 +195,7 @@ class Path:
             return
         row = answer.row
         assert row is not None
-        if answer.kind == "local":
+        if answer.kind in OURS:
             self.deliver(packet, answer, assumptions)
             return
         if packet.device:
@@ -217,7 +218,7 @@ class Path:
     def stopped(self, packet: Packet, device: str, dst: bytes, answer: Answer, assumptions: list[Said]) -> bool:
         """Whether an answer is the end: no row, no table, or a row that drops."""
         params = {"dst": format_address(dst)}
-        if answer.kind in ("unicast", "local"):
+        if answer.kind in ("unicast", *OURS):
             if answer.kind == "unicast" and not answer.hops:
                 row = answer.row
                 assert row is not None
@@ -246,7 +247,7 @@ class Path:
             fix = (Fix(packet.at.name, f"ip{family} route del {row.type} {row.dst}{table}"),)
             params |= {"prefix": str(row.dst)}
             self.fail(packet, device, "dropped", f"route-{row.type}", params, quote(row), fix=fix, losers=answer.losers, assumptions=assumptions)
-        else:  # broadcast, multicast, anycast: no packet to one container
+        else:  # broadcast, multicast: no packet to one container
             self.step(packet, device, "ends-device-kind", {"device": device, "kind": answer.kind}, quote(answer.row), assumptions=assumptions)
             self.end(packet, "unknown")
         return True

@@ -31,7 +31,7 @@ SOCKET_HEADER = re.compile(r"(?:Netid\s+)?State\s+Recv-Q.*|Active Internet conne
 LINK_MORE = re.compile(
     r"(?:link/|inet6?\s|valid_lft|vxlan\s|veth\b|bridge|tun\s|alias|altname|vlan\s|bond|ipip|wireguard|geneve|dummy|macvlan|ipvlan|RX|TX|vf\s|\d+\s|hairpin|numtx).*"
 )
-ROW_WORDS = routes.KEYWORDS | {"lladdr", "self", "master", "vlan", "dst", "permanent", "static"} | neighbours.NUD
+ROW_WORDS = routes.KEYWORDS | {"lladdr", "self", "master", "vlan", "dst", "permanent", "static", "lookup"} | neighbours.NUD
 LARGEST = 256 << 20
 
 
@@ -185,9 +185,9 @@ class Reader:
         first = text.split(maxsplit=1)[0]
         if self.pending.device:
             return row[0] == " " and LINK_MORE.fullmatch(text) is not None and links.HEADER.fullmatch(text) is None
-        if self.pending.kind == "route" and first == "nexthop":
-            return True
-        return self.pending.kind in ("route", "neighbour", "fdb", "rule") and (first in ROW_WORDS or first in ("lookup", "onlink"))
+        if self.pending.kind not in ("route", "neighbour", "fdb", "rule"):
+            return False
+        return first in ROW_WORDS or completes(self.pending.lines[-1].split()[-1], first)
 
     def shape(self, text: str) -> s.Table | None:
         """The table that has rows of this shape; the command before it decides between two."""
@@ -308,6 +308,15 @@ class Reader:
         # A namespace inside a node of which there are no tables is a node: somebody keeps his nodes in namespaces.
         built = [build(name, tables) for name, tables in nodes.items()]
         return s.Snapshot(nodes=tuple(node for node in built if len(node) or node.shown), prose=tuple(self.prose), unread=tuple(self.unread))
+
+
+def completes(last: str, first: str) -> bool:
+    """Whether a line's first word is what the last word of the line before it asks for."""
+    if last in ("via", "src", "dst"):
+        return looks_like_address(first) and "/" not in first
+    if last == "lladdr":
+        return MAC.fullmatch(first) is not None
+    return last in ("dev", "proto", "scope", "metric", "table", "vlan", "weight", "lookup") and not looks_like_address(first) and not MAC.fullmatch(first)
 
 
 def join_wrapped(lines: list[str]) -> str:

@@ -22,9 +22,13 @@ PROMPTS = [
     re.compile(rf"{HOST}[#>]\s+(?P<rest>(?:sudo |ip |bridge |ss |sysctl |nft ).*)"),
 ]
 # What people put before a command to mark it as one, or to make a heading of it.
-MARKS = re.compile(r"^(?:[#$%>=+*\-`:|]|\d+[.)])[#$%>=+*\-`:|\s]*")
+MARKS = re.compile(r"^(?:[#$%>=+*\-`:|❯➜λ~]|\d+[.)])[#$%>=+*\-`:|❯➜λ~\s]*")
+# A command that we do not know, behind a prompt without a name: what follows is its output.
+OTHER = re.compile(r"[$❯➜%]\s+[A-Za-z./][\w./-]*(\s.*)?")
 TOOL = re.compile(r"(?:\S*/)?(ip|bridge|ss|sysctl|nft|netstat)$")
 SUDO_WITH_VALUE = frozenset({"-u", "-g"})
+EXEC = frozenset({"kubectl", "docker", "podman", "crictl", "nerdctl", "oc"})
+WITH_VALUE = frozenset({"-n", "-c", "--namespace", "--container", "-p", "-l", "-u", "--context", "--kubeconfig"})
 
 OBJECTS: dict[Table, tuple[str, ...]] = {
     "address": ("address", "addr", "a", "ad", "add", "addre"),
@@ -53,20 +57,17 @@ def command(line: str) -> Command | None:
     for prompt in PROMPTS:
         if (matched := prompt.fullmatch(text)) is not None:
             found = parse(matched["rest"])
-            return msgspec.structs.replace(found or Command(text=matched["rest"]), host=matched["host"].partition(".")[0])
-    return parse(MARKS.sub("", text).strip().rstrip(":=`* "))
+            found = found or Command(text=matched["rest"])
+            return msgspec.structs.replace(found, host=found.host or matched["host"].partition(".")[0])
+    found = parse(MARKS.sub("", text).strip().rstrip("#:=`* "))
+    return Command(text=text) if found is None and OTHER.fullmatch(text) else found
 
 
 def parse(text: str) -> Command | None:
     """A command line of a tool that we read, without its prompt. None: it is none."""
     text = re.split(r"\s+(?://|#)|\s*;\s*$", text, maxsplit=1)[0].strip()
     pieces = re.split(r"\s*(?:\||;|&&|>)\s*", text)
-    words = pieces[0].split()
-    netns = None
-    while words and TOOL.fullmatch(words[0]) is None:
-        if words[0] != "sudo":
-            return None
-        del words[: 3 if words[1:2] and words[1] in SUDO_WITH_VALUE else 1]
+    words, host, netns = unwrapped(pieces[0].split())
     if not words:
         return None
     matched = TOOL.fullmatch(words[0])
@@ -81,14 +82,14 @@ def parse(text: str) -> Command | None:
             netns = arguments.pop(0)
     if tool == "ip" and arguments[:2] == ["netns", "exec"] and len(arguments) > 3:
         inner = parse(" ".join([*arguments[3:], *("|" for _ in pieces[1:2])]))
-        return None if inner is None else msgspec.structs.replace(inner, netns=arguments[2], text=text)
+        return None if inner is None else msgspec.structs.replace(inner, host=host, netns=arguments[2], text=text)
     family = 6 if {"-6", "inet6"} & set(options) else 4 if {"-4", "inet"} & set(options) else None
     table = which(tool, arguments)
     if table is None:
         return None
     kind, arguments = table
     if kind == "":
-        return Command(text=text, netns=netns)
+        return Command(text=text, host=host, netns=netns)
     after = {name: arguments[at + 1] for at, name in enumerate(arguments[:-1])}
     shown = Shown(
         table=kind,
@@ -98,7 +99,29 @@ def parse(text: str) -> Command | None:
         # Of what a pipe let through nobody knows how much is missing; words like `grep` narrow a table in ways that we do not evaluate.
         command=None if len(pieces) > 1 or narrowed(kind, arguments) else text,
     )
-    return Command(netns=netns, shown=shown, family=family, master=after.get("br") or after.get("brport"), text=text)
+    return Command(host=host, netns=netns, shown=shown, family=family, master=after.get("br") or after.get("brport"), text=text)
+
+
+def unwrapped(words: list[str]) -> tuple[list[str], str | None, str | None]:
+    """A command without what runs it elsewhere, and where that is: a host (ssh), a container or process (exec, nsenter). No words: no tool of ours."""
+    host = netns = None
+    at = next((at for at, word in enumerate(words) if TOOL.fullmatch(word)), None)
+    if at is None:
+        return [], None, None
+    before = words[:at]
+    while before[:1] == ["sudo"]:
+        del before[: 3 if before[1:2] and before[1] in SUDO_WITH_VALUE else 1]
+    if before:
+        names = [word for number, word in enumerate(before) if not word.startswith("-") and (number == 0 or before[number - 1] not in WITH_VALUE)]
+        if before[0] == "ssh" and len(names) == 2:
+            host = names[1].rpartition("@")[2].partition(".")[0]
+        elif before[0] in EXEC and names[1:2] == ["exec"] and len(names) == 3:
+            netns = names[2].rpartition("/")[2]
+        elif before[0] == "nsenter":
+            netns = "-".join(re.findall(r"[A-Za-z0-9]+", " ".join(before[1:])))
+        else:
+            return [], None, None
+    return words[at:], host, netns
 
 
 def narrowed(kind: Table, arguments: list[str]) -> bool:
