@@ -23,6 +23,7 @@ from tweed.addr import Prefix, format_address
 from tweed.agent import claim, files
 from tweed.agent.attachments import Attachments, NodeNetwork
 from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
+from tweed.agent.ears import Ears
 from tweed.agent.exclusive import Exclusive
 from tweed.agent.firewall import BRIDGE, Firewall
 from tweed.agent.log import log
@@ -32,10 +33,8 @@ from tweed.agent.site import Site
 from tweed.config import Settings
 from tweed.errors import KernelError, StoreError, TweedError, UsageError
 from tweed.kernel import links, sysctl
-from tweed.kernel.monitor import Monitor, Notice
 from tweed.kernel.netlink import Netlink
-from tweed.kernel.nft import NftMonitor
-from tweed.model import Endpoint, FdbEntry, InterfaceAddress, Lease, Link, Neighbour, Owner, Route, Vtep
+from tweed.model import Endpoint, Lease, Owner, Vtep
 from tweed.plan.device import wanted_vteps
 from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import NoUnderlay, Underlay
@@ -45,7 +44,6 @@ from tweed.wire.flannel import Network, device_name, parse_network
 T = TypeVar("T")
 
 RETRY_S = (1.0, 60.0)
-NFT_DELAY_S = 1.0
 
 
 class ConfigChanged(Exception):
@@ -89,31 +87,19 @@ class Agent:
         self.retry: asyncio.TimerHandle | None = None
         self.macs = MacWatch()
         self.exclusive = Exclusive()
-        self.nft_noted = False
-        self.monitor: Monitor | None = None
+        self.ears = Ears(self.dataplane, self.look_again)
         self.told: set[str] = set()
 
     # ---- life ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Until cancelled. Raises UsageError for a configuration that can never work."""
-        loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.firewall.close)
             stack.callback(self.exclusive.close)
             stack.push_async_callback(self._close_store)
             if self.watch_kernel:
-                self.monitor = monitor = stack.enter_context(contextlib.closing(Monitor()))
-                monitor.own |= {self.netlink.port, self.firewall.netlink.port}
-                loop.add_reader(monitor.fileno(), self.on_kernel, monitor)
-                stack.callback(loop.remove_reader, monitor.fileno())
-                try:
-                    nft_monitor = stack.enter_context(contextlib.closing(NftMonitor()))
-                except KernelError as error:  # a kernel without nf_tables
-                    log.warning("%s: changes of nftables are only noticed by the slow look", error)
-                else:
-                    loop.add_reader(nft_monitor.fileno(), self.on_nftables, nft_monitor)
-                    stack.callback(loop.remove_reader, nft_monitor.fileno())
+                self.ears.listen(stack, own=[self.netlink.port, self.firewall.netlink.port])
             while True:
                 try:
                     await self._serve_network()
@@ -302,33 +288,6 @@ class Agent:
             self.changed |= keys
         self.look_again("lease")
 
-    def on_kernel(self, monitor: Monitor) -> None:
-        """Somebody else changed something: look again if it can concern us."""
-        for notice in monitor.drain():
-            if self._concerns(notice):
-                self.look_again("kernel")
-
-    def on_nftables(self, monitor: NftMonitor) -> None:
-        """nftables changed: look soon. Several transactions (kube-proxy, Docker) cost one look; our own change is seen to be right at once."""
-        if monitor.drain() and not self.nft_noted:
-            self.nft_noted = True
-            asyncio.get_running_loop().call_later(NFT_DELAY_S, self.look_again, "nftables")
-
-    def _concerns(self, notice: Notice) -> bool:
-        devices = {vtep.name for vtep in self.dataplane.vteps}
-        underlay = {self.underlay.device} if self.underlay is not None else set()
-        match notice.row:
-            case Link(name=name):
-                return name in devices | underlay
-            case InterfaceAddress(device=device):
-                return device in devices | underlay
-            case Route(dst=dst, device=device):
-                return device in devices or any(network.contains(dst) for network in self.dataplane.networks)
-            case Neighbour(device=device) | FdbEntry(device=device):
-                return device in devices
-            case _:
-                return True  # an overrun: anything may have happened
-
     async def _keep_right(self, follower: asyncio.Task[None]) -> None:
         assert self.membership is not None
         follower.add_done_callback(lambda _: self.wake.set())
@@ -392,25 +351,19 @@ class Agent:
         self.changed = set()
         if settled and reasons == {"lease"}:
             report = self.dataplane.change(self.screened.peers, self.screening.changed)
-            self._expect(report)
+            self.ears.expect(report.changes)
             return msgspec.structs.replace(report, shadows=self.report.shadows)
         self._follow_underlay()
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers
         report = self.dataplane.look()
-        self._expect(report)
+        self.ears.expect(report.changes)
         if problem := self.macs.see(report):
             self.problems["mac-rewritten"] = problem
         return await self._firewall(report)
 
-    def _expect(self, report: Report) -> None:
-        """Our own changes are no news; to be said before the loop reads the next notices."""
-        if self.monitor is not None:
-            self.monitor.expect(report.changes)
-
     async def _firewall(self, report: Report) -> Report:
         assert self.network is not None
-        self.nft_noted = False
         await self.firewall.run(self.network, self.lease(), self.dataplane.devices)
         return msgspec.structs.replace(report, device_failures=report.device_failures | self.firewall.failures)
 
