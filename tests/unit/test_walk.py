@@ -655,3 +655,28 @@ def test_a_subnet_router_anycast_address_is_the_nodes():
     text = V6.format(n=1, o=2).replace("# ip -6 route\n", f"# ip -6 route show table all\n{anycast}")
     found = walked(cluster(a=text), "fd00:10:1::9", "fd00:10:1::")
     assert (found.verdict, decisions(found)[-2][2]) == ("delivered", "route-local")
+
+
+@pytest.mark.parametrize(
+    ("row", "cause", "last"),
+    [
+        ("10.244.2.0 lladdr 86:22:66:41:77:3d PERMANENT\n", "neighbour-missing", "neighbour-unknown"),
+        ("86:22:66:41:77:3d dev flannel.1 dst 192.168.2.202 self permanent\n", "fdb-missing", "fdb-unknown"),
+    ],
+)
+def test_rows_without_a_command_line_are_taken_for_the_whole_table_and_that_is_said(row: str, cause: str, last: str):
+    lines = SEED.decode().replace(row, "").splitlines()
+    bare = "\n".join(line for line in lines if not line.startswith("["))
+    found = walked(parsed(bare), "10.244.0.5", "10.244.2.5")
+    assert (found.verdict, found.first_divergence.cause.id) == ("dropped", cause)
+    assert "table-may-be-excerpt" in [said.id for said in found.steps[-1].assumptions]
+    grepped = "\n".join(line.replace(" //", " | grep 1 //") for line in lines)
+    found = walked(parsed(grepped), "10.244.0.5", "10.244.2.5")
+    assert (found.verdict, found.steps[-1].decision.id) == ("unknown", last)
+
+
+@pytest.mark.parametrize(("device", "kind"), [("tunl0", "ipip"), ("flannel-wg", "wireguard")])
+def test_tunnels_of_other_kinds_end_the_walk(device: str, kind: str):
+    text = f"10.1.0.0/24 dev cni0 scope link\n10.2.0.0/24 via 192.168.0.2 dev {device} onlink\ndefault via 192.168.0.1 dev eth0\n"
+    found = walked(parsed(text), "10.1.0.9", "10.2.0.9")
+    assert (found.verdict, found.steps[-1].decision) == ("unknown", Said("ends-device-kind", {"device": device, "kind": kind}))

@@ -175,13 +175,11 @@ def prose_names_other_bridge(cluster: Cluster) -> Iterator[Finding]:
 
 def fdb_stale(tables: Tables) -> Iterator[Finding]:
     """An fdb row for a MAC that no neighbour of the device points to: left over from an earlier VTEP of that host."""
-    with_neighbours = {row.device for row in tables.node.neighbours}
     for row in tables.node.fdb:
         device = row.device
         if row.dst is None or not any(row.mac) or row.mac[0] & 1 or tables.kind(device)[0] != "vxlan":
             continue
-        comparable = {device, None} & with_neighbours or tables.complete("neighbour", device)
-        if comparable and (device, row.mac) not in tables.pointed_at and (None, row.mac) not in tables.pointed_at:
+        if tables.complete("neighbour", device) and (device, row.mac) not in tables.pointed_at and (None, row.mac) not in tables.pointed_at:
             params = {"mac": format_mac(row.mac), "device": device, "host": format_address(row.dst)}
             yield finding(tables, "fdb-stale", params, quote(row))
 

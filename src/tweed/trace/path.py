@@ -237,9 +237,12 @@ class Path:
             if dead is not None:
                 params |= dead.why.params
                 self.fail(packet, device, "dropped", "route-dead", params, dead.row, losers=answer.losers, assumptions=assumptions)
+            elif packet.at.complete("route"):
+                assumptions = [*assumptions, *packet.at.whole("route")]
+                self.fail(packet, device, "dropped", "route-missing", params, losers=answer.losers, assumptions=assumptions)
             else:
-                excerpt = [] if packet.at.complete("route") else [Said("table-may-be-excerpt", {"table": "route"})]
-                self.fail(packet, device, "dropped", "route-missing", params, losers=answer.losers, assumptions=[*assumptions, *excerpt])
+                self.step(packet, device, "ends-no-routes", params, losers=answer.losers, assumptions=assumptions)
+                self.end(packet, "unknown")
         elif answer.kind in ("blackhole", "unreachable", "prohibit"):
             row = answer.row
             family = " -6" if len(dst) == 16 else ""

@@ -198,7 +198,7 @@ class LeaseRow(Row, frozen=True, kw_only=True, gc=False):
 class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A table was shown: all of it, or narrowed to a device, a family (4, 6), a route table ("all" for every one).
 
-    `command` None: no command line said so, only rows of this shape were there, which may be an excerpt. `repeats`: where the very same
+    `command` None: no command line said so, only rows of this shape were there; `excerpt`: it is known to leave rows out. `repeats`: where the very same
     table was shown before.
     """
 
@@ -208,6 +208,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     route_table: str | None = None
     command: str | None = None
     source: str = ""
+    excerpt: bool = False
     repeats: str | None = None
 
 

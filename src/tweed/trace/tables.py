@@ -26,7 +26,12 @@ DEFAULT_RULES = {
         6: ((0, "local"), (32766, "main")),
     }.items()
 }
+COMMANDS = {"route": "ip route", "neighbour": "ip neigh", "fdb": "bridge fdb"}
 FLANNEL_VXLAN = re.compile(r"flannel(-v6)?\.\d+|vxlan[\w.-]*")
+# Tunnels that a walk does not go through, by the names that their kind gives them or their network program.
+OTHER_TUNNEL = re.compile(
+    r"(?P<ipip>tunl\d+)|(?P<wireguard>wg\d+|flannel-wg(-v6)?|wireguard\.cali)|(?P<gre>gre\d+)|(?P<geneve>geneve\d*|cilium_geneve)|(?P<sit>sit\d+)"
+)
 FLANNEL_TUN = re.compile(r"flannel\d+|tun\d+")
 
 
@@ -102,6 +107,8 @@ class Tables:
                 self.fdb.setdefault((fdb.device, fdb.mac), []).append(fdb)
             if fdb.dst is not None:
                 self.remotes.setdefault((fdb.device, fdb.dst), []).append(fdb)
+        self.neighbour_devices = {row.device for row in node.neighbours}
+        self.fdb_devices = {name for row in node.fdb for name in (row.device, row.master) if name}
         self.with_remotes = {device for device, _ in self.fdb}
         self.ports = {row.device: row for row in node.ports}
         self.shown: dict[str, list[s.Shown]] = {}
@@ -138,9 +145,29 @@ class Tables:
         return {key: Fib(found, 32 if key[0] == 4 else 128) for key, found in rows.items()}
 
     def complete(self, table: s.Table, device: str | None = None) -> bool | None:
-        """Whether a missing row means that there is none: True after a command, False for an excerpt, None where nothing was shown."""
-        fitting = [shown for shown in self.shown.get(table, ()) if shown.device in (None, device)]
-        return any(shown.command for shown in fitting) if fitting else None
+        """Whether a missing row means that there is none: None where nothing was shown, False where what was shown leaves rows out.
+
+        Rows that no command line announces are taken for all of their table, of the devices that they speak of; `whole` then says so.
+        """
+        fitting = self.fitting(table, device)
+        if any(shown.command for shown in fitting):
+            return True
+        if any(not shown.excerpt for shown in fitting) and self.speaks_of(table, device):
+            return True
+        return False if fitting else None
+
+    def fitting(self, table: s.Table, device: str | None) -> list[s.Shown]:
+        return [shown for shown in self.shown.get(table, ()) if shown.device in (None, device)]
+
+    def speaks_of(self, table: s.Table, device: str | None) -> bool:
+        if table == "neighbour":
+            return not self.neighbour_devices.isdisjoint((device, None))
+        return bool(self.node.routes) if table == "route" else table == "fdb" and device in self.fdb_devices
+
+    def whole(self, table: s.Table, device: str | None = None) -> list[Said]:
+        """The assumption that a table without a command line is no excerpt, where a step rests on it."""
+        named = any(shown.command for shown in self.fitting(table, device))
+        return [] if named else [Said("table-may-be-excerpt", {"table": COMMANDS.get(table, table)})]
 
     def kind(self, device: str) -> tuple[str | None, Said | None]:
         """The kind of a device, and the assumption where it follows from something else than `ip -d link`. None: nothing tells."""
@@ -158,6 +185,8 @@ class Tables:
             return "bridge", Said("device-is-bridge", {"device": device})
         if device == "lo":
             return "loopback", None
+        if (tunnel := OTHER_TUNNEL.fullmatch(device)) is not None:
+            return tunnel.lastgroup, None
         if FLANNEL_TUN.fullmatch(device) or (row is not None and row.point_to_point):
             return "tun", None
         return None, None

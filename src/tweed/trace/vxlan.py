@@ -92,7 +92,7 @@ def vtep_mac(path: Path, packet: Packet, device: str, target: bytes, assumed: Sa
         path.step(packet, device, "neighbour-asked", params, assumptions=told, question=2)
         path.end(packet, "unknown")
     else:
-        path.fail(packet, device, "dropped", "neighbour-missing", params, fix=fix, assumptions=told)
+        path.fail(packet, device, "dropped", "neighbour-missing", params, fix=fix, assumptions=[*told, *at.whole("neighbour", device)])
     return None
 
 
@@ -134,7 +134,7 @@ def without_fdb(path: Path, packet: Packet, device: str, target: bytes, attribut
     elif at.complete("fdb", device):
         host = next((outer_address(tables) for tables, _ in path.cluster.vteps.get(packet.dst_mac, ()) if tables is not at), None)
         fix = (fdb_fix(at, device, packet.dst_mac, host),) if host is not None else ()
-        path.fail(packet, device, "dropped", "fdb-missing", params, fix=fix)
+        path.fail(packet, device, "dropped", "fdb-missing", params, fix=fix, assumptions=at.whole("fdb", device))
     else:
         path.step(packet, device, "fdb-unknown", params, question=3)
         path.end(packet, "unknown")

@@ -91,13 +91,15 @@ def parse(text: str) -> Command | None:
     if kind == "":
         return Command(text=text, host=host, netns=netns)
     after = {name: arguments[at + 1] for at, name in enumerate(arguments[:-1])}
+    partly = len(pieces) > 1 or narrowed(kind, arguments)
     shown = Shown(
         table=kind,
         device=after.get("dev") or after.get("oif"),
         family=family or (4 if kind in ("route", "rule") else None),
         route_table=after.get("table", "main") if kind == "route" else None,
         # Of what a pipe let through nobody knows how much is missing; words like `grep` narrow a table in ways that we do not evaluate.
-        command=None if len(pieces) > 1 or narrowed(kind, arguments) else text,
+        command=None if partly else text,
+        excerpt=partly,
     )
     return Command(host=host, netns=netns, shown=shown, family=family, master=after.get("br") or after.get("brport"), text=text)
 
