@@ -172,6 +172,12 @@ def test_a_healthy_cluster_delivers_with_nothing_unknown():
         ("n20", "cni0", "out", 62, False),
         ("n20/pod1", "eth0", "in", 62, False),
     ]
+    by_decision = {step.decision.id: step.row for step in found.steps if step.row is not None}
+    lines = {name: text.splitlines() for name, text in healthy().items()}
+    for decision, node in (("encapsulated", "n10"), ("decapsulated", "n20"), ("arrives-vxlan", "n20")):
+        file, _, number = by_decision[decision].source.partition(":")
+        assert (file, lines[node][int(number) - 1].strip()) == (f"{node}.txt", by_decision[decision].text)
+    assert by_decision["decapsulated"].text.startswith("link/ether 0e:00:00:00:00:20")
     wire = hops[3]
     assert (wire.dst_mac, wire.src_mac, wire.tunnel.dst_mac, wire.tunnel.vni) == (
         mac("0e:00:00:00:00:20"),

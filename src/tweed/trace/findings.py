@@ -15,7 +15,7 @@ from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
 from tweed.trace.result import Finding, Quote, Said
 from tweed.trace.tables import Tables, metric, quote
-from tweed.trace.underlay import VXLAN_ADDS, attributes_of, device_row
+from tweed.trace.underlay import HEAD, LINK, VXLAN_ADDS, attributes_of, device_row
 
 MOST_OF_A_KIND = 20  # rows; what more there are repeats what is wrong
 WITHOUT_DEV = re.compile(r"bridge(?:\s+-\S+)*\s+fdb\s+(?:show|list|ls)\s+(?!dev\b|br\b|brport\b|state\b|vlan\b|dynamic\b)(\S+)")
@@ -243,7 +243,7 @@ def devices(tables: Tables) -> Iterator[Finding]:
             room = below - VXLAN_ADDS[6 if attributes.local is not None and len(attributes.local) == 16 else 4]
             if row.mtu > room:
                 params = {"device": row.name, "mtu": str(row.mtu), "underlay": attributes.underlay or "", "room": str(room)}
-                yield finding(tables, "mtu-too-large", params, device_row(tables, row.name))
+                yield finding(tables, "mtu-too-large", params, device_row(tables, row.name, HEAD), device_row(tables, row.name))
 
 
 def forwarding_off(tables: Tables) -> Iterator[Finding]:
@@ -283,7 +283,7 @@ def vtep_mac_differs(cluster: Cluster) -> Iterator[Finding]:
             right = owner.tables.mac(owner.device) if owner is not None and owner.tables is not tables else None
             if owner is not None and right is not None and right != row.mac and owner.tables.kind(owner.device)[0] == "vxlan":
                 params = {"mac": format_mac(row.mac), "right": format_mac(right), "host": owner.tables.name}
-                yield finding(tables, "vtep-mac-differs", params, quote(row), device_row(owner.tables, owner.device))
+                yield finding(tables, "vtep-mac-differs", params, quote(row), device_row(owner.tables, owner.device, LINK))
 
 
 def vteps_of_one_network(cluster: Cluster) -> Iterator[Finding]:
@@ -293,7 +293,7 @@ def vteps_of_one_network(cluster: Cluster) -> Iterator[Finding]:
         names = sorted({tables.name for tables, _ in those})
         if len(names) > 1:
             params = {"mac": format_mac(mac), "nodes": ", ".join(names)}
-            yield finding(those[0][0], "vtep-mac-duplicate", params, *(device_row(*each) for each in those))
+            yield finding(those[0][0], "vtep-mac-duplicate", params, *(device_row(*each, LINK) for each in those))
     for tables in cluster.tables.values():
         for device in tables.vxlans():
             by_name.setdefault(device, []).append((tables, device))

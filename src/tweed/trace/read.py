@@ -158,6 +158,8 @@ class Reader:
         text = row.strip()
         if self.goes_on(row):
             assert self.pending is not None
+            if self.pending.device:  # so that each line keeps its number
+                self.pending.lines += [""] * (number - self.pending.number - len(self.pending.lines))
             self.pending.lines.append(row.strip() if not self.pending.device else row)
             return
         kind = self.shape(text)

@@ -18,6 +18,7 @@ FLANNEL_PORT = 8472
 # Inner Ethernet, VXLAN, UDP, and the outer IP header.
 VXLAN_ADDS = {4: 14 + 8 + 8 + 20, 6: 14 + 8 + 8 + 40}
 UDP_ADDS = {4: 8 + 20, 6: 8 + 40}
+HEAD, LINK = "", "link/"  # the lines of a device's block with its flags and MTU, and with its MAC
 NO_ATTRIBUTES = s.VxlanAttributes()
 
 
@@ -108,7 +109,7 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
     if mtu is not None and size > mtu:
         params = {"size": str(size), "mtu": str(mtu), "device": nic}
         if remote.attributes.df == "set" or (remote.attributes.df == "inherit" and path.dont_fragment()):
-            path.fail(packet, nic, "dropped", "mtu-exceeded", params, device_row(at, nic))
+            path.fail(packet, nic, "dropped", "mtu-exceeded", params, device_row(at, nic, HEAD))
             return
         assumptions.append(Said("fragmented", params))
     next_hop = gateway or remote.host
@@ -160,13 +161,15 @@ def attributes_of(at: Tables, device: str) -> s.VxlanAttributes:
     return row.vxlan if row is not None and row.vxlan is not None else NO_ATTRIBUTES
 
 
-def device_row(at: Tables, device: str) -> Quote | None:
-    """The lines of a device's block that tell what it is: its first, and that of its kind."""
+def device_row(at: Tables, device: str, begins: str = "vxlan ") -> Quote | None:
+    """The line of a device's block that begins with HEAD, LINK or `vxlan`, else its first."""
     row = at.devices.get(device)
     if row is None:
         return None
     lines = [line.strip() for line in row.text.split("\n")]
-    return Quote(row.source, " ".join([lines[0], *(line for line in lines[1:] if line.startswith("vxlan "))]))
+    offset = next((number for number, line in enumerate(lines) if line.startswith(begins)), 0)
+    file, _, number = row.source.rpartition(":")
+    return Quote(f"{file}:{int(number) + offset}" if number.isdigit() else row.source, lines[offset])
 
 
 def outer_address(tables: Tables) -> bytes | None:

@@ -16,7 +16,7 @@ from tweed.trace.frames import Hop, Tunnel
 from tweed.trace.path import NO_ANSWER, Packet, Path
 from tweed.trace.result import Fix, Loser, Said
 from tweed.trace.tables import Tables, quote
-from tweed.trace.underlay import FLANNEL_PORT, Remote, attributes_of, device_row, encapsulate, fdb_fix, known, outer_address
+from tweed.trace.underlay import FLANNEL_PORT, LINK, Remote, attributes_of, device_row, encapsulate, fdb_fix, known, outer_address
 
 DEFAULT_ENTRY = bytes(6)
 LOSERS_SOUGHT = 4
@@ -158,14 +158,14 @@ def receive_vxlan(path: Path, packet: Packet, sent: Packet, remote: Remote, tunn
     own, mac = at.mac(device), packet.dst_mac
     assert mac is not None
     if own is not None and own == packet.src_mac:
-        evidence = device_row(sent.at, remote.device)
+        evidence = device_row(sent.at, remote.device, LINK)
         path.fail(
             packet,
             device,
             "dropped",
             "vtep-mac-duplicate",
             {"mac": format_mac(own), "device": device},
-            device_row(at, device),
+            device_row(at, device, LINK),
             evidence=(evidence,) if evidence else (),
         )
         return
@@ -174,7 +174,7 @@ def receive_vxlan(path: Path, packet: Packet, sent: Packet, remote: Remote, tunn
         return
     unknowns = () if own is not None else (Said("vtep-mac", {"device": device}),)
     hop = Hop(at.name, device, "in", mac, packet.src_mac, packet.ttl)
-    path.step(packet, device, "decapsulated", {"device": device, "mac": format_mac(mac)}, device_row(at, device), unknowns=unknowns, hop=hop)
+    path.step(packet, device, "decapsulated", {"device": device, "mac": format_mac(mac)}, device_row(at, device, LINK), unknowns=unknowns, hop=hop)
     path.arrive(packet)
 
 
@@ -234,7 +234,7 @@ def wrong_mac(path: Path, packet: Packet, sent: Packet, remote: Remote, device: 
     mac = packet.dst_mac
     assert mac is not None
     pointed = sender.neighbour(remote.target, remote.device)[0]
-    shown = (quote(pointed) if pointed else None, quote(remote.row) if remote.row else None, device_row(at, device))
+    shown = (quote(pointed) if pointed else None, quote(remote.row) if remote.row else None, device_row(at, device, LINK))
     rows = tuple(row for row in shown if row is not None)
     elsewhere = [(tables, name) for tables, name in path.cluster.vteps.get(mac, ()) if tables is not at]
     if elsewhere and (right := outer_address(elsewhere[0][0])) is not None:
