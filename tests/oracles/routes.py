@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from tweed.trace.snapshot import RouteRow, RuleRow
 
 
-def better(row: RouteRow, than: RouteRow) -> bool:
-    """Whether a row beats one that comes before it in the table."""
+def rank(row: RouteRow, iif: str | None) -> tuple[int, int, bool]:
+    """Higher beats lower; of equals the first in the table wins. IPv6 likes the device that the packet came in by."""
     default = 1024 if row.dst.family == 6 else 0
-    return (row.dst.length, -(row.metric or default)) > (than.dst.length, -(than.metric or default))
+    near = row.dst.family == 6 and iif is not None and any(hop.device == iif for hop in row.hops)
+    return row.dst.length, -(row.metric or default), near
 
 
-def best(rows: Sequence[RouteRow], table: str, dst: bytes) -> RouteRow | None:
+def best(rows: Sequence[RouteRow], table: str, dst: bytes, iif: str | None) -> RouteRow | None:
     winner = None
     for row in rows:
         fits = row.table == table and not row.tos and row.dst.contains(dst)
         alive = not row.hops or any("dead" not in hop.flags for hop in row.hops)
-        if fits and alive and (winner is None or better(row, winner)):
+        if fits and alive and (winner is None or rank(row, iif) > rank(winner, iif)):
             winner = row
     return winner
 
@@ -32,7 +33,7 @@ def choose(rules: Sequence[RuleRow], rows: Sequence[RouteRow], dst: bytes, src: 
             continue
         if rule.action != "lookup":
             return rule.action
-        row = best(rows, rule.table or "", dst)
+        row = best(rows, rule.table or "", dst, iif)
         if row is None or row.type == "throw" or (rule.suppress_length is not None and row.dst.length <= rule.suppress_length):
             continue
         return row

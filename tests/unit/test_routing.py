@@ -24,19 +24,20 @@ def prefixes(address: bytes) -> st.SearchStrategy[Prefix]:
 
 
 routes = st.builds(
-    lambda dst, kind, table, metric, dead: RouteRow(
+    lambda dst, kind, table, metric, dead, device: RouteRow(
         **AT,
         dst=dst,
         type=kind,
         table=table,
         metric=metric,
-        hops=(NextHop(device="x", flags=("dead",) if dead else ()),) if kind == "unicast" else (),
+        hops=(NextHop(device=device, flags=("dead",) if dead else ()),) if kind == "unicast" else (),
     ),
     addresses.flatmap(prefixes),
     st.sampled_from(["unicast", "unicast", "unicast", "blackhole", "throw"]),
     st.sampled_from(TABLES),
     st.sampled_from([None, 1, 1024, 2000]),
     st.integers(0, 5).map(lambda n: n == 0),
+    st.sampled_from(["x", "y"]),
 )
 rules = st.builds(
     lambda priority, action, table, src, dst, iif, negated, suppress, fwmark: RuleRow(
@@ -64,7 +65,7 @@ rules = st.builds(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=200)
 @given(st.lists(routes, max_size=12), st.lists(rules, min_size=1, max_size=4), addresses, st.none() | addresses, st.sampled_from([None, "x"]))
 def test_route_choice_equals_the_oracle(rows: list[RouteRow], rule_rows: list[RuleRow], dst: bytes, src: bytes | None, iif: str | None):
     family = 4 if len(dst) == 4 else 6

@@ -132,7 +132,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "container-sends-to-gateway": ("a container's default route is assumed: by {device} to the bridge", "假定容器的默认路由：经 {device} 到网桥"),
         "container-same-subnet": ("both containers are assumed to reach each other directly over {device}", "假定两个容器经 {device} 直接互通"),
         "forwarding-on": ("forwarding is assumed to be on at {device}", "假定 {device} 已开启转发"),
-        "device-is-vxlan": ("{device} is assumed to be a VXLAN device: its rows have remote hosts", "假定 {device} 是 VXLAN 设备：它的表项指向远端主机"),
+        "device-is-vxlan": ("{device} is assumed to be a VXLAN device, by its rows or its name", "按表项或名称，假定 {device} 是 VXLAN 设备"),
         "device-is-bridge": ("{device} is assumed to be a bridge", "假定 {device} 是网桥"),
         "table-may-be-excerpt": ("the table {table} may be an excerpt", "{table} 表可能不完整"),
         "neighbour-device": ("the row of {address} names no device: {device} is assumed", "{address} 的表项没有设备名：假定为 {device}"),
