@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -100,3 +101,29 @@ def test_a_privacy_address_is_not_what_others_know_a_node_by(tmp_path: Path) -> 
         shown = eventually(lambda: [line for line in node.sh("ip -6 -o addr show dev ens33").splitlines() if "temporary" in line], "a temporary address")
         node.start()
         assert node.status()["public_ip6"] and all(node.status()["public_ip6"] not in line for line in shown)
+
+
+def test_a_masqueraded_flow_lives_through_restarts_of_the_agent(tmp_path: Path) -> None:
+    """The kernel keeps the flow's address and random port; another one would be another connection to the far end."""
+    with Cluster(tmp_path, 2) as cluster:
+        node, outside = cluster.nodes
+        node.start("--ip-masq")
+        with (
+            outside.do(lambda: socket.create_server((outside.ip, 0))) as listener,
+            node.do(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as client,
+        ):
+            listener.settimeout(10)
+            client.settimeout(10)
+            client.bind((node.status()["subnet"].split("/")[0], 0))
+            client.connect(listener.getsockname())
+            server, (seen, _) = listener.accept()
+            with server:
+                server.settimeout(10)
+                assert seen == node.ip, "masqueraded"
+                for number in (signal.SIGKILL, signal.SIGTERM):
+                    node.end(number)
+                    client.sendall(b"while it is away")
+                    assert server.recv(64) == b"while it is away"
+                    node.start("--ip-masq")
+                    server.sendall(b"and when it is back")
+                    assert client.recv(64) == b"and when it is back"

@@ -81,17 +81,6 @@ def has_ipv6() -> bool:
     return path("net.ipv6.conf.all").is_dir()
 
 
-def rp_filter(device: str) -> int:
-    """Reverse path filtering in effect on a device: 0 off, 1 strict, 2 loose. The larger of `all` and its own (ip-sysctl.rst)."""
-    return max(read_int(f"net.ipv4.conf.{name}.rp_filter") or 0 for name in ("all", device))
-
-
-def bridge_calls_iptables(family: int) -> bool | None:
-    """Whether bridged packets pass through iptables and nftables (family 4 or 6); None when br_netfilter is not loaded."""
-    value = read_int(f"net.bridge.bridge-nf-call-{'iptables' if family == 4 else 'ip6tables'}")
-    return None if value is None else bool(value)
-
-
 # ---- forwarding -------------------------------------------------------------------------------------------------
 
 
