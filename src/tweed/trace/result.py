@@ -2,6 +2,7 @@
 
     Walk    verdict, steps, first divergence, findings
     Step    one decision about the packet at one device: the row that won, the rows that lost and why, what is assumed or unknown
+    Seen    what the kernel was seen to do with a real packet, at the step where it did it
 
 WORDS lists every id that a walk can hold with the names of its parameters, which are all text.
 """
@@ -106,6 +107,30 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "bridge-port-missing": ("bridge", "address"),
     "ttl-exceeded": ("dst",),
     "detour": ("node",),
+    # tables against leases
+    "rule-diverts": ("dst", "table", "priority"),
+    "mtu-too-large": ("device", "mtu", "room"),
+    "local-wrong": ("local", "right", "device"),
+    "vtep-second": ("device", "other", "port"),
+    # what only a real packet shows. `function`: of the kernel, where it dropped the packet; `hook`: whose rules did
+    "firewall-drops": ("device", "hook"),
+    "kernel-drops": ("device", "reason", "function"),
+    "vanished": ("device",),
+    "no-answer": ("address",),
+    "refused": ("address", "what"),
+    "source-replaced": ("src", "seen", "device"),
+    "bytes-differ": ("device", "fields"),
+    "evaluation-differs": ("question", "ours", "kernel"),
+}
+
+# What a tier of observation cannot see.
+BLIND: dict[str, tuple[str, ...]] = {
+    "drops": (),
+    "decisions": (),
+    "times-inside": (),
+    "everything-sent": (),
+    "other-machines": ("nodes",),
+    "clock": ("uncertainty",),
 }
 
 # Why a row that also fits did not decide.
@@ -199,6 +224,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "assumption": ASSUMPTIONS,
     "unknown": UNKNOWNS,
     "finding": FINDINGS,
+    "blind": BLIND,
 }
 
 
@@ -223,6 +249,22 @@ class Loser(msgspec.Struct, frozen=True, gc=False):
     why: Said
 
 
+class Seen(msgspec.Struct, frozen=True, gc=False):
+    """What happened to a real packet at a place.
+
+    `event`: the kernel's tracepoint, or "packet" of a packet socket. `t_us`: since the probe was first seen. `hop_us`: since the sight before.
+    `size` of the frame in bytes, 0 where the event has none. `text`: the kernel's own words: a drop's reason and function, a look-up's answer.
+    `differs`: fields that are known beforehand and are others on the frame.
+    """
+
+    event: str
+    t_us: float
+    hop_us: float | None = None
+    size: int = 0
+    text: str = ""
+    differs: tuple[str, ...] = ()
+
+
 class Step(msgspec.Struct, frozen=True, gc=False):
     """One decision about the packet at one device.
 
@@ -242,6 +284,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     branch: str = ""
     question: int = 0
     t_us: float | None = None
+    seen: tuple[Seen, ...] = ()
 
 
 class Fix(msgspec.Struct, frozen=True):
@@ -252,7 +295,10 @@ class Fix(msgspec.Struct, frozen=True):
 
 
 class Divergence(msgspec.Struct, frozen=True):
-    """Where the packet first goes another way than it should. `cause` is an id of CAUSES."""
+    """Where the packet first goes another way than it should. `cause` is an id of CAUSES.
+
+    Node and device are those of the row, device or rule that is wrong, which is where `fix` mends it: the packet may get further.
+    """
 
     node: str
     device: str
@@ -270,7 +316,11 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Walk(msgspec.Struct, frozen=True):
-    """The whole answer. `outcomes`: the verdict of each branch by its name."""
+    """The whole answer. `outcomes`: the verdict of each branch by its name.
+
+    Of a real packet: `reply` is the answer's way, `whole` the way of a second one that fills the sender's MTU and may not be cut. The
+    verdict and the first divergence are then those of all three, the first that fails. `blind`: what was not to be seen.
+    """
 
     src: bytes
     dst: bytes
@@ -280,6 +330,9 @@ class Walk(msgspec.Struct, frozen=True):
     first_divergence: Divergence | None = None
     findings: tuple[Finding, ...] = ()
     outcomes: dict[str, Verdict] = {}
+    reply: Walk | None = None
+    whole: Walk | None = None
+    blind: tuple[Said, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -328,6 +381,9 @@ def as_json(walk: Walk, say: Say, unread: tuple[Unread, ...] = ()) -> dict[str, 
             for finding in walk.findings
         ],
         "unread": [{"source": line.source, "row": line.text, "why": line.why} for line in unread],
+        "reply": None if walk.reply is None else as_json(walk.reply, say),
+        "whole": None if walk.whole is None else as_json(walk.whole, say),
+        "blind": [{"id": said.id, "params": said.params, "text": say("blind", said)} for said in walk.blind],
     }
 
 
@@ -352,6 +408,7 @@ def step_json(step: Step, say: Say) -> dict[str, Any]:
         "branch": step.branch,
         "question": step.question or None,
         "t_us": step.t_us,
+        "seen": [msgspec.structs.asdict(seen) for seen in step.seen],
     }
 
 
