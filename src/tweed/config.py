@@ -50,6 +50,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / SOCKET_NAME
 
     @property
+    def store_file(self) -> Path | None:
+        """The embedded store's file, None for a store that is a server's."""
+        return Path(self.store.removeprefix("sqlite://")) if self.store.startswith("sqlite://") else None
+
+    @property
+    def store_flags(self) -> tuple[str, ...]:
+        """The flags that another command on this node needs to open the same store; no secrets."""
+        return (f"--store={self.store}",)
+
+    @property
     def renew_margin_s(self) -> float:
         """How long before its end the lease is renewed."""
         return self.subnet_lease_renew_margin * 60.0

@@ -14,6 +14,7 @@ import pytest
 from tests.contract import sqlite_child
 from tests.contract.grounds import ME, OTHER, FakeClock, lease
 
+from tweed.config import Settings
 from tweed.errors import Compacted, StoreError, StoreUnavailable, UsageError
 from tweed.kernel.inotify import Inotify
 from tweed.stores import bell as bells
@@ -380,10 +381,10 @@ def test_a_full_disk_and_a_read_only_one(tmp_path):
 
 
 def test_a_store_is_named_by_its_url(tmp_path):
-    store = open_store(f"sqlite://{tmp_path}/store.db")
+    store = open_store(Settings(node_name="n", store=f"sqlite://{tmp_path}/store.db"))
     assert isinstance(store, SqliteStore)
     assert store.path == tmp_path / "store.db"
     store.database.close()
     for url in ("sqlite://relative.db", "mysql:///x", ""):
         with pytest.raises(UsageError, match="not a store that tweed knows"):
-            open_store(url)
+            open_store(Settings(node_name="n", store=url))

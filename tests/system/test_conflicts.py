@@ -24,7 +24,7 @@ from tweed.kernel import tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, LeaseRecord, Owner
 from tweed.plan.rows import peer_rows
-from tweed.stores import open_store
+from tweed.stores.sqlite import SqliteStore
 
 MANY = 40
 
@@ -53,7 +53,7 @@ def value(ip: str, mac: str = "02:00:00:00:00:99", **fields: object) -> str:
 
 
 async def put(cluster: Cluster, *leases: tuple[Lease, str]) -> list[LeaseRecord]:
-    store = open_store(cluster.store)
+    store = SqliteStore(store_path(cluster))
     try:
         return [await store.create(lease, Owner(node, "")) for lease, node in leases]
     finally:

@@ -155,7 +155,7 @@ class Agent:
                 await backoff.pause()
 
     async def _open_store(self) -> LeaseStore:
-        return open_store(self.settings.store)
+        return open_store(self.settings)
 
     async def _configuration(self, store: LeaseStore) -> tuple[Network, str]:
         """The stored network configuration and its text; an empty store is seeded from --net-config-path."""

@@ -94,8 +94,7 @@ def _release(settings: Settings) -> str | None:
     A reservation stays one, for whoever has the address.
     """
     previous = files.previous_subnet(settings.subnet_file)
-    path = settings.store.removeprefix("sqlite://")
-    if path != settings.store and not Path(path).exists():
+    if settings.store_file is not None and not settings.store_file.exists():
         return None
     boot_id = sysctl.boot_id()
 
@@ -119,4 +118,4 @@ def _release(settings: Settings) -> str | None:
         finally:
             await store.close()
 
-    return asyncio.run(use(open_store(settings.store)))
+    return asyncio.run(use(open_store(settings)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from tweed.agent import claim, files
 from tweed.agent.dataplane import Dataplane
@@ -22,12 +21,11 @@ from tweed.stores import Snapshot, open_store
 from tweed.wire.flannel import format_lease, format_subnet_env, parse_network
 
 
-async def _stored(url: str) -> tuple[str | None, Snapshot]:
+async def _stored(settings: Settings) -> tuple[str | None, Snapshot]:
     """The configuration and the leases; opening a store that does not exist yet would make it."""
-    path = url.removeprefix("sqlite://")
-    if path != url and not Path(path).exists():
+    if settings.store_file is not None and not settings.store_file.exists():
         return None, Snapshot(0, ())
-    store = open_store(url)
+    store = open_store(settings)
     try:
         return await store.config(), await store.snapshot()
     finally:
@@ -36,7 +34,7 @@ async def _stored(url: str) -> tuple[str | None, Snapshot]:
 
 def commands(settings: Settings) -> Iterator[str]:
     """Comments for what is no command (`#`), commands for the rest. Raises TweedError for what a start would wait for."""
-    text, snapshot = asyncio.run(_stored(settings.store))
+    text, snapshot = asyncio.run(_stored(settings))
     if text is None:
         text = files.read_text(settings.net_config_path)
         if text is None:

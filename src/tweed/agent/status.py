@@ -43,6 +43,7 @@ def document(agent: Agent) -> dict[str, Any]:
         "underlay": None if underlay is None else {"device": underlay.device, "mtu": underlay.mtu, "why": underlay.why},
         "store": {
             "url": agent.settings.store,
+            "flags": list(agent.settings.store_flags),
             "answers": membership is not None and membership.down_since is None,
             "away_since": _time(membership.down_since) if membership is not None and membership.down_since else None,
             "revision": membership.revision if membership is not None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, load
+from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, Settings, load
 from tweed.errors import TweedError
 from tweed.stores import LeaseStore, open_store
 
@@ -50,26 +51,26 @@ def agent_flags() -> list[str]:
     return flags(*found) if found is not None else []
 
 
-def store_url(given: str | None) -> str:
-    """`--store`, else TWEED_STORE, else what this node's agent uses, else the default file."""
+def store_settings(given: str | None) -> Settings:
+    """The settings by which to open `--store`, else TWEED_STORE, else what this node's agent uses, else the default file."""
+    flags = agent_flags()
     if given or (given := os.environ.get("TWEED_STORE")):
-        return given
-    from tweed.agent.client import AgentError, call
+        flags.append(f"--store={given}")
+    else:
+        from tweed.agent.client import AgentError, call
 
-    try:
-        return str(call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["url"])
-    except AgentError:
-        return load(agent_flags(), os.environ, socket.gethostname())[0].store
+        with contextlib.suppress(AgentError):
+            flags += call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["flags"]
+    return load(flags, os.environ, socket.gethostname())[0]
 
 
-def with_store(url: str, use: Callable[[LeaseStore], Coroutine[Any, Any, T]], *, create: bool = False) -> T:
+def with_store(settings: Settings, use: Callable[[LeaseStore], Coroutine[Any, Any, T]], *, create: bool = False) -> T:
     """Open, use, close. Only with `create` is an embedded store made that is not there: looking leaves nothing behind."""
-    path = url.removeprefix("sqlite://")
-    if path != url and not create and not Path(path).exists():
-        raise TweedError(f"there is no store at {url}: an agent makes it at its start, or tweed net init does; or name another with --store")
+    if not create and settings.store_file is not None and not settings.store_file.exists():
+        raise TweedError(f"there is no store at {settings.store}: an agent makes it at its start, or tweed net init does; or name another with --store")
 
     async def run() -> T:
-        store = open_store(url)
+        store = open_store(settings)
         try:
             return await use(store)
         finally:

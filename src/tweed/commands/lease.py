@@ -46,7 +46,7 @@ def as_dict(record: LeaseRecord) -> dict[str, Any]:
 @store_option
 def list_(as_json: bool, store_url: str | None) -> None:
     """Every lease, and what in the store is none."""
-    snapshot: Snapshot = with_store(common.store_url(store_url), lambda store: store.snapshot())
+    snapshot: Snapshot = with_store(common.store_settings(store_url), lambda store: store.snapshot())
     records = sorted(snapshot.records, key=lambda r: [e.subnet for e in r.lease.endpoints])
     if as_json:
         print_json({"revision": snapshot.revision, "leases": [as_dict(r) for r in records], "junk": [{"key": j.key, "why": j.why} for j in snapshot.junk]})
@@ -123,7 +123,7 @@ def reserve(subnet: str, public_ip: str | None, public_ipv6: str | None, store_u
         except Conflict as error:
             raise TweedError(f"{wanted}: {error}") from None
 
-    with_store(common.store_url(store_url), use)
+    with_store(common.store_settings(store_url), use)
     click.echo(f"reserved {wanted}", err=True)
 
 
@@ -141,5 +141,5 @@ def release(subnet: str, store_url: str | None) -> None:
                 return record
         raise TweedError(f"no lease of {subnet} in the store: see tweed lease list")
 
-    record = with_store(common.store_url(store_url), use)
+    record = with_store(common.store_settings(store_url), use)
     click.echo(f"released {record.lease}{f', which {record.owner.node} held' if record.owner else ''}", err=True)

@@ -60,10 +60,10 @@ def set_(config: str | None, file: Path | None, store_url: str | None) -> None:
 def _write(config: str | None, file: Path | None, url: str | None, *, replace: bool) -> None:
     text = read_config(config, file)
     check_supported(parse_network(text))
-    target = common.store_url(url)
+    target = common.store_settings(url)
     if not with_store(target, lambda store: store.set_config(text, replace=replace), create=True):
-        raise TweedError(f"{target} has a network configuration already: look with tweed net show, replace it with tweed net set")
-    click.echo(f"wrote the network configuration to {target}", err=True)
+        raise TweedError(f"{target.store} has a network configuration already: look with tweed net show, replace it with tweed net set")
+    click.echo(f"wrote the network configuration to {target.store}", err=True)
 
 
 @net.command()
@@ -71,13 +71,13 @@ def _write(config: str | None, file: Path | None, url: str | None, *, replace: b
 @store_option
 def show(as_json: bool, store_url: str | None) -> None:
     """The configuration as it was written, and every default filled in."""
-    target = common.store_url(store_url)
+    target = common.store_settings(store_url)
     text = with_store(target, lambda store: store.config())
     if text is None:
-        raise TweedError(f"{target} has no network configuration: write one with tweed net init")
+        raise TweedError(f"{target.store} has no network configuration: write one with tweed net init")
     network = parse_network(text)
     if as_json:
-        print_json({"store": target, "config": msgspec.json.decode(text), "effective": effective(network)})
+        print_json({"store": target.store, "config": msgspec.json.decode(text), "effective": effective(network)})
         return
     click.echo(text.rstrip())
     click.echo()

@@ -15,6 +15,7 @@ import msgspec
 from tweed.addr import format_address
 from tweed.agent.claim import check_supported
 from tweed.agent.client import call
+from tweed.config import load
 from tweed.errors import TweedError
 from tweed.kernel import netns
 from tweed.lab import agents, processes, registry, wiring
@@ -106,7 +107,7 @@ def node_entry(lab: str, node: Machine, inodes: dict[str, int]) -> Node:
 
 
 async def fill_store(lab: Lab, topology: Topology) -> None:
-    store = open_store(f"sqlite://{lab.directory / 'store.db'}")
+    store = open_store(load(agents.flags(lab, lab.nodes[0]), {}, lab.nodes[0].name)[0])
     try:
         await store.set_config(topology.config)
         for node in topology.nodes:

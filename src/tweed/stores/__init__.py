@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from tweed.config import Settings
 from tweed.errors import UsageError
 from tweed.model import Junk, Lease, LeaseRecord, Owner
 
@@ -73,11 +74,11 @@ class LeaseStore(Protocol):
         """Let go of files, connections and watches."""
 
 
-def open_store(url: str) -> LeaseStore:
-    """The store that a `--store` value names. Raises UsageError for an unknown form, StoreUnavailable where it cannot be opened."""
-    scheme, _, path = url.partition("://")
+def open_store(settings: Settings) -> LeaseStore:
+    """The store that `--store` and the flags of its kind name. Raises UsageError for an unknown form, StoreUnavailable where it cannot be opened."""
+    scheme, _, path = settings.store.partition("://")
     if scheme == "sqlite" and path.startswith("/"):
         from tweed.stores.sqlite import SqliteStore
 
         return SqliteStore(path)
-    raise UsageError(f"--store {url}: not a store that tweed knows; use sqlite:///PATH with an absolute path")
+    raise UsageError(f"--store {settings.store}: not a store that tweed knows; use sqlite:///PATH with an absolute path")
