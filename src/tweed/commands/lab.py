@@ -11,7 +11,7 @@ import click
 
 from tweed.commands.common import json_option, print_json
 from tweed.errors import TweedError, UsageError
-from tweed.lab import cluster, registry, topology
+from tweed.lab import cluster, registry, stores, topology
 
 name_option = click.option("--name", default=None, metavar="LAB", help=f"Which lab; default: {registry.DEFAULT_NAME}, or the only one.")
 
@@ -34,13 +34,14 @@ def lab() -> None:
 @click.option("--pods-per-node", type=int, metavar="M", help="Default 2; 1 in labs of more than ten nodes.")
 @click.option("--name", default=registry.DEFAULT_NAME, show_default=True, metavar="LAB")
 @click.option("--ipv6", is_flag=True, help="Both families, over an underlay of both.")
+@click.option("--store", type=click.Choice(stores.KINDS), default="sqlite", show_default=True, help="Where the nodes keep their leases.")
 @click.option("--backend", metavar="TYPE[:JSON]", help="As in --backend 'vxlan:{\"VNI\": 7}'.")
-def up(source: str | None, nodes: int | None, pods_per_node: int | None, name: str, ipv6: bool, backend: str | None) -> None:
+def up(source: str | None, nodes: int | None, pods_per_node: int | None, name: str, ipv6: bool, store: str, backend: str | None) -> None:
     """Bring a lab up."""
     chosen = choose(source, nodes, pods_per_node, ipv6)
     if backend is not None:
         chosen = topology.with_backend(chosen, backend)
-    made = cluster.up(name, chosen, say)
+    made = cluster.up(name, chosen, say, store)
     show(made, cluster.status(made))
     option = "" if name == registry.DEFAULT_NAME else f" --name {name}"
     click.echo(f"\nlook around:  ip netns exec {made.nodes[0].netns} ip route    tweed lab exec{option} {made.nodes[0].name} -- tweed status")

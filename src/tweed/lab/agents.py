@@ -37,7 +37,7 @@ def flags(lab: Lab, node: Node) -> list[str]:
     """The agent's own flags, which `tweed cleanup` in the node's namespace needs too."""
     return [
         f"--config={os.devnull}",  # this machine's own settings file is not meant
-        f"--store=sqlite://{lab.directory / 'store.db'}",
+        *lab.store_flags,
         f"--node-name={node.name}",
         f"--iface={UNDERLAY_DEVICE}",
         f"--run-dir={node.socket.parent}",

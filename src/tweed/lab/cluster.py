@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -15,15 +14,12 @@ import msgspec
 from tweed.addr import format_address
 from tweed.agent.claim import check_supported
 from tweed.agent.client import call
-from tweed.config import load
 from tweed.errors import TweedError
 from tweed.kernel import netns
-from tweed.lab import agents, processes, registry, wiring
+from tweed.lab import agents, processes, registry, stores, wiring
 from tweed.lab.registry import Lab, Node, Pod
 from tweed.lab.topology import Node as Machine
 from tweed.lab.topology import Topology, check_name
-from tweed.model import Endpoint, Lease
-from tweed.stores import open_store
 from tweed.wire.flannel import parse_network
 
 Say = Callable[[str], None]
@@ -31,11 +27,16 @@ SWEEPS = 3  # a process that is ending may just have started another
 ENDINGS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-def up(name: str, topology: Topology, say: Say) -> Lab:
-    """Bring a whole lab up. `say` gets a line per step. Raises TweedError; then, and when it is interrupted, all is removed again."""
+def up(name: str, topology: Topology, say: Say, store: str = "sqlite") -> Lab:
+    """Bring a whole lab up, its leases in a store of this kind. `say` gets a line per step.
+
+    Raises TweedError; then, and when it is interrupted, all is removed again.
+    """
     check_name("--name", name)
     check_supported(parse_network(topology.config))
     check_root()
+    kind = stores.kind(store)
+    kind.check()
     with registry.locked(name), endings_raise():
         if name in registry.names():
             lab = registry.read(name)
@@ -46,7 +47,7 @@ def up(name: str, topology: Topology, say: Say) -> Lab:
         spaces = wiring.namespaces(name, topology)
         wiring.check_free(spaces)
         try:
-            return build(name, topology, spaces, say)
+            return build(name, topology, spaces, kind, say)
         except BaseException:
             with endings_wait():
                 say("removing what was made")
@@ -54,7 +55,7 @@ def up(name: str, topology: Topology, say: Say) -> Lab:
             raise
 
 
-def build(name: str, topology: Topology, spaces: Sequence[str], say: Say) -> Lab:
+def build(name: str, topology: Topology, spaces: Sequence[str], kind: stores.Kind, say: Say) -> Lab:
     clock = Clock(say)
     (registry.DIRECTORY / name).mkdir(mode=0o700)
     registry.write_namespaces(name, dict.fromkeys(spaces, 0))
@@ -66,7 +67,8 @@ def build(name: str, topology: Topology, spaces: Sequence[str], say: Say) -> Lab
     clock.tell(f"{len(spaces)} namespaces joined by the underlay {topology.underlay}{f' and {topology.underlay6}' if topology.underlay6 else ''}")
     lab = Lab(name, tuple(node_entry(name, node, inodes) for node in topology.nodes))
     registry.write(lab)
-    asyncio.run(fill_store(lab, topology))
+    lab = msgspec.structs.replace(lab, store_flags=kind.prepare(lab, topology))
+    registry.write(lab)
     clock.tell("network configuration and reservations stored")
     lab = msgspec.structs.replace(lab, nodes=agents.start_all(lab, say))
     registry.write(lab)
@@ -104,19 +106,6 @@ def node_entry(lab: str, node: Machine, inodes: dict[str, int]) -> Node:
         public_ip6=format_address(node.address6) if node.address6 else None,
         pods=tuple(pods),
     )
-
-
-async def fill_store(lab: Lab, topology: Topology) -> None:
-    store = open_store(load(agents.flags(lab, lab.nodes[0]), {}, lab.nodes[0].name)[0])
-    try:
-        await store.set_config(topology.config)
-        for node in topology.nodes:
-            v4 = Endpoint(node.subnet, node.address) if node.subnet is not None else None
-            v6 = Endpoint(node.subnet6, node.address6) if node.subnet6 is not None else None
-            if v4 is not None or v6 is not None:
-                await store.create(Lease(v4, v6), None, None)
-    finally:
-        await store.close()
 
 
 def attach_pods(node: Node) -> Node:

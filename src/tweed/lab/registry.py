@@ -2,7 +2,7 @@
 
 L/lab.json       nodes with namespace, agent and pods; `up` only once everything stands
 L/namespaces     `NAME INODE` per line, written before the first is made (INODE 0), so that a crash leaves nothing unknown
-L/store.db       the lease store of all nodes
+L/store.db       the lease store of all nodes, where it is a file; a server has a directory of its name instead
 L/nodes/N/       run (socket), state, subnet.env and agent.log of one node
 .L.lock          held while the lab is brought up or taken down
 """
@@ -62,9 +62,12 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Lab(msgspec.Struct, frozen=True):
+    """`store_flags`: by which its agents, and commands in its nodes, find the lease store."""
+
     name: str
     nodes: tuple[Node, ...]
     up: bool = False
+    store_flags: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:
