@@ -318,5 +318,5 @@ def test_two_at_once_with_one_name():
     with registry.locked(name):
         for command in ("up", "down"):
             done = tweed("lab", command, "--name", name)
-            assert done.returncode == 1 and f"lab {name} is being brought up or taken down by another tweed" in done.stderr
+            assert done.returncode == 1 and f"lab {name} is being brought up, taken down, broken or healed by another tweed" in done.stderr
     assert nothing_left(name)

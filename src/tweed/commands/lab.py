@@ -11,7 +11,7 @@ import click
 
 from tweed.commands.common import json_option, print_json
 from tweed.errors import TweedError, UsageError
-from tweed.lab import cluster, registry, stores, topology
+from tweed.lab import breakage, cluster, faults, registry, stores, topology
 
 name_option = click.option("--name", default=None, metavar="LAB", help=f"Which lab; default: {registry.DEFAULT_NAME}, or the only one.")
 
@@ -167,3 +167,47 @@ def pause(name: str | None, node: str | None) -> None:
 def resume(name: str | None, node: str | None) -> None:
     """Let one agent (or all) go on."""
     say(f"resumed: {', '.join(cluster.pause(registry.load(name), node, resume=True))}")
+
+
+@lab.command("break")
+@name_option
+@click.argument("fault")
+@click.option("--node", metavar="NODE", help="Where to put it; default: the first node that has a pod.")
+@json_option
+def break_(name: str | None, fault: str, node: str | None, as_json: bool) -> None:
+    """Break one thing with plain commands while the agents look on (`tweed lab faults` lists what). Heal it with `tweed lab heal`."""
+    found = registry.load(name)
+    broken = breakage.break_(found, fault, node)
+    if as_json:
+        print_json({key: getattr(broken, key) for key in ("fault", "node", "peer", "src", "dst")})
+        return
+    click.echo(f"{broken.fault}: {faults.find(fault).title}")
+    for deed in broken.do:
+        click.echo(f"  [root@{deed.where} ~]# {deed.text}")
+    option = "" if found.name == registry.DEFAULT_NAME else f" --lab {found.name}"
+    click.echo(f"\nsee it:   tweed walk --live{option} {broken.src} {broken.dst}")
+    click.echo(f"undo it:  tweed lab heal{option.replace('--lab', '--name')}")
+
+
+@lab.command()
+@name_option
+def heal(name: str | None) -> None:
+    """Undo whatever `tweed lab break` broke, and let the agents go on. Exit 1 when a command failed."""
+    broken, problems = breakage.heal(registry.load(name))
+    say(f"healed: {', '.join(each.fault for each in broken)}" if broken else "nothing was broken; the agents go on")
+    for problem in problems:
+        say(f"failed: {problem}")
+    if problems:
+        sys.exit(1)
+
+
+@lab.command("faults")
+@json_option
+def faults_(as_json: bool) -> None:
+    """What `tweed lab break` can break."""
+    if as_json:
+        print_json([{"name": fault.name, "title": fault.title} for fault in faults.CATALOGUE.values()])
+        return
+    width = max(map(len, faults.CATALOGUE))
+    for fault in faults.CATALOGUE.values():
+        click.echo(f"{fault.name.ljust(width)}  {fault.title}")

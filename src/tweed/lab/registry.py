@@ -3,8 +3,9 @@
 L/lab.json       nodes with namespace, agent and pods; `up` only once everything stands
 L/namespaces     `NAME INODE` per line, written before the first is made (INODE 0), so that a crash leaves nothing unknown
 L/store.db       the lease store of all nodes, where it is a file; a server has a directory of its name instead
+L/faults.json    what `lab break` broke, and how to undo it
 L/nodes/N/       run (socket), state, subnet.env and agent.log of one node
-.L.lock          held while the lab is brought up or taken down
+.L.lock          held while the lab is brought up, taken down, broken or healed
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def locked(name: str) -> Iterator[None]:
                 break
         except BlockingIOError:
             os.close(descriptor)
-            raise TweedError(f"lab {name} is being brought up or taken down by another tweed: wait for it, or interrupt it") from None
+            raise TweedError(f"lab {name} is being brought up, taken down, broken or healed by another tweed: wait for it, or interrupt it") from None
         except FileNotFoundError:
             pass
         os.close(descriptor)  # the one who held it has just removed the file: begin again with a new one
