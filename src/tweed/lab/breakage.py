@@ -6,9 +6,7 @@ The undoing is written down before the first command runs, so that a fault which
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -19,7 +17,7 @@ from tweed.agent.files import write_atomic
 from tweed.errors import TweedError, UsageError
 from tweed.lab import agents, cluster, registry
 from tweed.lab.faults import find
-from tweed.lab.faults.plan import Deed, LeaseMac
+from tweed.lab.faults.plan import Deed
 from tweed.lab.faults.scene import scene
 from tweed.lab.registry import Lab
 
@@ -94,13 +92,9 @@ def overlay(lab: Lab) -> tuple[int, Prefix, dict[str, Prefix], str]:
 
 def carry_out(lab: Lab, deed: Deed) -> str:
     """Do one thing where it belongs. What went wrong, in the tool's words; "" when nothing did."""
-    if isinstance(deed, LeaseMac):
-        words = [sys.executable, "-m", "tweed.lab.faults.lease", deed.subnet, deed.mac, *lab.store_flags]
-    else:
-        words = shlex.split(deed.text)
     try:
         done = subprocess.run(
-            cluster.command_in(lab, deed.where, words),
+            cluster.command_in(lab, deed.where, deed.words(lab.store_flags)),
             capture_output=True,
             text=True,
             timeout=COMMAND_S,

@@ -6,7 +6,9 @@ goes down) is put back at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -23,6 +25,9 @@ class Command(msgspec.Struct, frozen=True, tag=True):
     where: str
     text: str
 
+    def words(self, _: Sequence[str]) -> list[str]:
+        return shlex.split(self.text)
+
 
 class LeaseMac(msgspec.Struct, frozen=True, tag=True):
     """In the store: the VTEP MAC that the lease of `subnet` (of node `where`) publishes becomes `mac`."""
@@ -34,6 +39,10 @@ class LeaseMac(msgspec.Struct, frozen=True, tag=True):
     @property
     def text(self) -> str:
         return f"lease {self.subnet}: VtepMAC {self.mac} (in the store)"
+
+    def words(self, store_flags: Sequence[str]) -> list[str]:
+        """The program that does it, for the node's namespace."""
+        return [sys.executable, "-m", "tweed.lab.faults.lease", self.subnet, self.mac, *store_flags]
 
 
 Deed = Command | LeaseMac
