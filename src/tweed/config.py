@@ -27,6 +27,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     node_name: str
     store: str
+    etcd_endpoints: tuple[str, ...] = ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
+    etcd_prefix: str = "/coreos.com/network"
+    etcd_keyfile: Path | None = None
+    etcd_certfile: Path | None = None
+    etcd_cafile: Path | None = None
+    etcd_username: str = ""
+    etcd_password: str = ""
     iface: tuple[str, ...] = ()
     iface_regex: tuple[str, ...] = ()
     iface_can_reach: str = ""
@@ -57,7 +64,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def store_flags(self) -> tuple[str, ...]:
         """The flags that another command on this node needs to open the same store; no secrets."""
-        return (f"--store={self.store}",)
+        flags = [f"--store={self.store}"]
+        if self.store == "etcd":
+            flags += [f"--etcd-endpoints={','.join(self.etcd_endpoints)}", f"--etcd-prefix={self.etcd_prefix}"]
+            files = (("keyfile", self.etcd_keyfile), ("certfile", self.etcd_certfile), ("cafile", self.etcd_cafile))
+            flags += [f"--etcd-{name}={path.absolute()}" for name, path in files if path is not None]
+            flags += [f"--etcd-username={self.etcd_username}"] if self.etcd_username else []
+        return tuple(flags)
 
     @property
     def renew_margin_s(self) -> float:
@@ -69,7 +82,7 @@ class Option(msgspec.Struct, frozen=True):
     """One setting: its flag, how its text is read, and a line of help. `kind` ignored: accepted with one warning."""
 
     name: str
-    kind: Literal["text", "list", "bool", "minutes", "seconds", "port", "ip", "ipv4", "ipv6", "path", "ignored", "refused"]
+    kind: Literal["text", "list", "commas", "bool", "minutes", "seconds", "port", "ip", "ipv4", "ipv6", "path", "ignored", "refused"]
     help: str
     metavar: str = ""
 
@@ -82,13 +95,24 @@ NO_MEANING = "flannel's; has no meaning in tweed"
 NOT_HERE = "flannel's; this version of tweed keeps its leases in SQLite only"
 
 IGNORED = (
-    *("etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password"),
     *("kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "set-node-network-unavailable", "iptables-resync", "ip-blackhole-route"),
     *("v", "vmodule", "log_backtrace_at", "alsologtostderr", "logtostderr", "stderrthreshold", "log_dir"),
 )
 
+# What says where the leases are: of the agent, and of every command that looks into its store.
+STORE_OPTIONS = (
+    Option("store", "text", "who holds which subnet; default: store.db in the state directory, etcd where endpoints are given", "sqlite:///PATH|etcd"),
+    Option("etcd-endpoints", "commas", "client URLs of etcd's members; default http://127.0.0.1:4001,http://127.0.0.1:2379", "URL,…"),
+    Option("etcd-prefix", "text", "the path that all keys are below; default /coreos.com/network", "PATH"),
+    Option("etcd-cafile", "path", "who signed etcd's certificates (PEM); default: the system's authorities", "FILE"),
+    Option("etcd-certfile", "path", "this node's certificate for etcd (PEM)", "FILE"),
+    Option("etcd-keyfile", "path", "its key (PEM)", "FILE"),
+    Option("etcd-username", "text", "etcd's user for this node", "NAME"),
+    Option("etcd-password", "text", "its password; better in TWEED_ETCD_PASSWORD, since others can read a command line", "PASSWORD"),
+)
+
 OPTIONS: tuple[Option, ...] = (
-    Option("store", "text", "who holds which subnet; default sqlite:// and store.db in the state directory", "sqlite:///PATH"),
+    *STORE_OPTIONS,
     Option("net-config-path", "path", "network configuration (flannel's JSON) that seeds an empty store", "FILE"),
     Option("node-name", "text", "this node's name; default $NODE_NAME, else the hostname", "NAME"),
     Option("iface", "list", "underlay: an interface's name or address; the first that exists wins", "NAME|IP"),
@@ -107,9 +131,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("state-dir", "path", "what survives a reboot: store, attachments, notes for cleanup", "DIR"),
     Option("resync", "seconds", "look at everything again this often even when nothing happened; 0 turns it off", "SECONDS"),
     Option("dry-run", "bool", "print the commands that would be run, change nothing"),
-    *(Option(name, "refused", NOT_HERE) for name in ("etcd-endpoints", "kube-subnet-mgr")),
+    *(Option(name, "refused", NOT_HERE) for name in ("kube-subnet-mgr",)),
     *(Option(name, "ignored", NO_MEANING) for name in IGNORED),
 )
+SELECTING = ("store", "etcd-endpoints")
 BY_NAME = {option.name: option for option in OPTIONS}
 # Go's glog flags that take no value, so that `-logtostderr --iface x` is not read as a pair.
 VALUELESS = frozenset({"kube-subnet-mgr", "set-node-network-unavailable", "ip-blackhole-route", "alsologtostderr", "logtostderr"})
@@ -147,9 +172,17 @@ def load(arguments: Sequence[str], environment: Mapping[str, str], hostname: str
         else:
             fields[option.field] = convert(option, value)
     fields["node_name"] = node_name(fields.get("node_name"), environment, hostname)
+    if not fields.get("store") and fields.get("etcd_endpoints"):
+        fields["store"] = "etcd"
     if not fields.get("store"):
         fields["store"] = f"sqlite://{(fields.get('state_dir') or DEFAULT_STATE_DIR).absolute()}/store.db"
     return Settings(**fields), warnings
+
+
+def selects_store(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether these flags or variables say by themselves which store is meant."""
+    given = {**parse_environment("FLANNELD_", environment), **parse_environment("TWEED_", environment), **parse_flags(arguments)}
+    return not given.keys().isdisjoint(SELECTING)
 
 
 def node_name(flag: str | None, environment: Mapping[str, str], hostname: str) -> str:
@@ -210,7 +243,7 @@ def parse_file(explicit: Given | None, read: Callable[[Path], str]) -> dict[str,
         if key not in BY_NAME:
             raise UsageError(f"{path}: unknown key {key!r}; keys are the flags of tweed agent --help")
         values = value if isinstance(value, list) else [value]
-        if isinstance(value, dict) or not values or (len(values) > 1 and BY_NAME[key].kind != "list"):
+        if isinstance(value, dict) or not values or (len(values) > 1 and BY_NAME[key].kind not in ("list", "commas")):
             raise UsageError(f"{path}: {key}: expected one value")
         given[key] = Given(tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in values), f"{path}: {key}")
     return given
@@ -229,6 +262,8 @@ def convert(option: Option, given: Given) -> Any:
     match option.kind:
         case "list":
             return given.values
+        case "commas":
+            return tuple(part.strip() for value in given.values for part in value.split(",") if part.strip())
         case "bool":
             if text.lower() not in TRUTH:
                 raise wrong("use true or false")

@@ -13,6 +13,7 @@ What comes in thousands has gc=False: frozen values cannot hold each other in a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -24,6 +25,8 @@ from tweed.addr import Prefix, format_address, format_mac
 PROTOCOL = 83
 PROTOCOL_KERNEL = 2  # RTPROT_KERNEL: rows the kernel made itself for an address
 PROTOCOL_BOOT = 3  # RTPROT_BOOT: what `ip route add` and flannel use
+# The time left of a lease that ends, nobody knows when. JSON shows it as null.
+UNKNOWN_S = math.inf
 TABLE_MAIN = 254
 TABLE_LOCAL = 255
 # linux/include/net/ip6_fib.h: the metric of an IPv6 route for which none was asked.
@@ -101,7 +104,8 @@ class LeaseRecord(msgspec.Struct, frozen=True, gc=False):
     """A lease as a store holds it.
 
     `revision` rises with every change of the record and is what compare-and-swap compares; `created` is the store's
-    revision at which the key appeared (the elder of two rivals). `ttl_s`: seconds left when it was read, None for a reservation.
+    revision at which the key appeared (the elder of two rivals). `ttl_s`: seconds left when it was read, None for a reservation,
+    UNKNOWN_S where the store has not said (`LeaseStore.timed` asks).
     """
 
     lease: Lease

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tweed.config import load, usage
+from tweed.config import load, selects_store, usage
 from tweed.errors import UsageError
 
 
@@ -54,6 +54,48 @@ def test_the_default_store_lies_in_the_state_directory():
     assert settings("--state-dir", "/x/y")[0].store == "sqlite:///x/y/store.db"
 
 
+ENDPOINTS = "https://a:2379, https://b:2379"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "store", "endpoints"),
+    [
+        (["--etcd-endpoints", ENDPOINTS], {}, "etcd", ("https://a:2379", "https://b:2379")),
+        (["-etcd-endpoints=http://c:1"], {"TWEED_ETCD_ENDPOINTS": ENDPOINTS}, "etcd", ("http://c:1",)),
+        ([], {"FLANNELD_ETCD_ENDPOINTS": ENDPOINTS}, "etcd", ("https://a:2379", "https://b:2379")),
+        (["--store", "etcd"], {}, "etcd", ("http://127.0.0.1:4001", "http://127.0.0.1:2379")),
+        (["--store=sqlite:///x"], {"FLANNELD_ETCD_ENDPOINTS": ENDPOINTS}, "sqlite:///x", ("https://a:2379", "https://b:2379")),
+    ],
+)
+def test_endpoints_choose_etcd_unless_a_store_is_named(words, environment, store, endpoints):
+    found, warnings = settings(*words, environment=environment)
+    assert (found.store, found.etcd_endpoints, warnings) == (store, endpoints, [])
+
+
+def test_the_flags_for_others_open_the_same_store_and_hold_no_password():
+    files = ["--etcd-cafile=/ca", "--etcd-certfile=/c", "--etcd-keyfile=/k"]
+    found, _ = settings("--etcd-endpoints=https://a:1,https://b:2", "--etcd-prefix=/p", *files, "--etcd-username=me", "--etcd-password=secret")
+    assert "secret" not in " ".join(found.store_flags)
+    again, _ = settings(*found.store_flags, environment={"TWEED_ETCD_PASSWORD": "secret"})
+    assert again == found
+    assert settings(*settings()[0].store_flags)[0] == settings()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "selects"),
+    [
+        ([], {}, False),
+        (["--store=etcd"], {}, True),
+        (["--etcd-endpoints=x"], {}, True),
+        ([], {"FLANNELD_ETCD_ENDPOINTS": "x"}, True),
+        ([], {"TWEED_STORE": "x"}, True),
+        (["--etcd-prefix=/p"], {"TWEED_ETCD_PASSWORD": "x"}, False),
+    ],
+)
+def test_which_flags_say_what_store_is_meant(words, environment, selects):
+    assert selects_store(words, environment) is selects
+
+
 def test_flags_without_meaning_are_accepted_with_one_warning_each():
     found, warnings = settings("--iptables-resync=5", "-v", "3", "-logtostderr", "--iface", "ens33")
     assert found.iface == ("ens33",)
@@ -80,7 +122,6 @@ def test_kube_subnet_mgr_turned_off_is_fine():
         (["--ip-masq=maybe"], {}, None, "true or false"),
         (["--resync", "-3"], {}, None, "--resync='-3'"),
         (["--node-name", "a b"], {}, None, "--node-name 'a b'"),
-        (["--etcd-endpoints", "http://127.0.0.1:2379"], {}, None, "SQLite only"),
         (["--kube-subnet-mgr"], {}, None, "SQLite only"),
         ([], {"FLANNELD_IP_MASQ": "ja"}, None, "FLANNELD_IP_MASQ='ja'"),
         ([], {}, "nonsense = 1", "unknown key 'nonsense'"),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, Settings, load
+from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, STORE_OPTIONS, Settings, load, selects_store
 from tweed.errors import TweedError
 from tweed.stores import LeaseStore, open_store
 
@@ -22,7 +23,6 @@ T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 socket_option = click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The agent's socket; default: this network namespace's agent.")
-store_option = click.option("--store", "store_url", metavar="URL", help="Default: the store of this node's agent, else sqlite:// in the state directory.")
 
 
 def agent_socket(given: Path | None) -> Path:
@@ -51,17 +51,31 @@ def agent_flags() -> list[str]:
     return flags(*found) if found is not None else []
 
 
-def store_settings(given: str | None) -> Settings:
-    """The settings by which to open `--store`, else TWEED_STORE, else what this node's agent uses, else the default file."""
-    flags = agent_flags()
-    if given or (given := os.environ.get("TWEED_STORE")):
-        flags.append(f"--store={given}")
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--store` and the agent's other flags that say where the leases are. The command gets `settings`, by which to open the store."""
+
+    @functools.wraps(command)
+    def with_settings(*arguments: Any, **given: Any) -> Any:
+        texts = [(option.name, given.pop(option.field)) for option in STORE_OPTIONS]
+        return command(*arguments, settings=store_settings([f"--{name}={text}" for name, text in texts if text]), **given)
+
+    for option in reversed(STORE_OPTIONS):
+        shown = "default: the store of this node's agent, else store.db in the state directory" if option.name == "store" else option.help
+        with_settings = click.option(f"--{option.name}", option.field, metavar=option.metavar, help=shown)(with_settings)
+    return with_settings
+
+
+def store_settings(flags: Sequence[str]) -> Settings:
+    """The settings by which to open the store that the flags mean, else the environment, else what this node's agent uses, else the default file."""
+    usual = agent_flags()
+    if selects_store(flags, os.environ):
+        usual = [flag for flag in usual if flag.partition("=")[0] not in {f"--{option.name}" for option in STORE_OPTIONS}]
     else:
         from tweed.agent.client import AgentError, call
 
         with contextlib.suppress(AgentError):
-            flags += call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["flags"]
-    return load(flags, os.environ, socket.gethostname())[0]
+            usual += call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["flags"]
+    return load([*usual, *flags], os.environ, socket.gethostname())[0]
 
 
 def with_store(settings: Settings, use: Callable[[LeaseStore], Coroutine[Any, Any, T]], *, create: bool = False) -> T:

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from tweed.addr import Prefix, format_address, format_mac, parse_address
-from tweed.commands import common
 from tweed.commands.common import json_option, print_json, store_option, with_store
+from tweed.config import Settings
 from tweed.errors import Conflict, TweedError, UsageError
-from tweed.model import Endpoint, Lease, LeaseRecord
+from tweed.model import UNKNOWN_S, Endpoint, Lease, LeaseRecord
 from tweed.stores import LeaseStore, Snapshot
 from tweed.wire.flannel import parse_network
 
@@ -41,19 +41,25 @@ def as_dict(record: LeaseRecord) -> dict[str, Any]:
     }
 
 
+async def everything(store: LeaseStore) -> tuple[Snapshot, tuple[LeaseRecord, ...]]:
+    """All that is there, and when each lease ends."""
+    snapshot = await store.snapshot()
+    return snapshot, await store.timed(snapshot.records)
+
+
 @lease.command("list")
 @json_option
 @store_option
-def list_(as_json: bool, store_url: str | None) -> None:
+def list_(as_json: bool, settings: Settings) -> None:
     """Every lease, and what in the store is none."""
-    snapshot: Snapshot = with_store(common.store_settings(store_url), lambda store: store.snapshot())
-    records = sorted(snapshot.records, key=lambda r: [e.subnet for e in r.lease.endpoints])
+    snapshot, timed = with_store(settings, everything)
+    records = sorted(timed, key=lambda r: [e.subnet for e in r.lease.endpoints])
     if as_json:
         print_json({"revision": snapshot.revision, "leases": [as_dict(r) for r in records], "junk": [{"key": j.key, "why": j.why} for j in snapshot.junk]})
         return
     rows = [("SUBNET", "NODE", "HOST", "VTEP MAC", "ENDS")]
     for record in records:
-        ends = "never (reservation)" if record.ttl_s is None else f"in {duration(record.ttl_s)}"
+        ends = "never (reservation)" if record.ttl_s is None else "-" if record.ttl_s == UNKNOWN_S else f"in {duration(record.ttl_s)}"
         for endpoint in record.lease.endpoints:
             host = format_address(endpoint.public_ip) if endpoint.public_ip else "-"
             mac = format_mac(endpoint.mac) if endpoint.mac else "-"
@@ -91,7 +97,7 @@ def parse_subnets(text: str) -> tuple[Prefix | None, Prefix | None]:
 @click.option("--public-ip", help="The node that it is for, by its IPv4 address.")
 @click.option("--public-ipv6", help="The node's IPv6 address.")
 @store_option
-def reserve(subnet: str, public_ip: str | None, public_ipv6: str | None, store_url: str | None) -> None:
+def reserve(subnet: str, public_ip: str | None, public_ipv6: str | None, settings: Settings) -> None:
     """Keep SUBNET for the node with this address. A reservation never ends."""
     v4, v6 = parse_subnets(subnet)
     addresses = {}
@@ -123,14 +129,14 @@ def reserve(subnet: str, public_ip: str | None, public_ipv6: str | None, store_u
         except Conflict as error:
             raise TweedError(f"{wanted}: {error}") from None
 
-    with_store(common.store_settings(store_url), use)
+    with_store(settings, use)
     click.echo(f"reserved {wanted}", err=True)
 
 
 @lease.command()
 @click.argument("subnet")
 @store_option
-def release(subnet: str, store_url: str | None) -> None:
+def release(subnet: str, settings: Settings) -> None:
     """Give SUBNET back. An agent that still runs with it claims it again."""
     wanted = set(parse_subnets(subnet)) - {None}
 
@@ -141,5 +147,5 @@ def release(subnet: str, store_url: str | None) -> None:
                 return record
         raise TweedError(f"no lease of {subnet} in the store: see tweed lease list")
 
-    record = with_store(common.store_settings(store_url), use)
+    record = with_store(settings, use)
     click.echo(f"released {record.lease}{f', which {record.owner.node} held' if record.owner else ''}", err=True)

@@ -11,8 +11,8 @@ import msgspec
 
 from tweed.addr import format_address
 from tweed.agent.claim import check_supported
-from tweed.commands import common
 from tweed.commands.common import json_option, print_json, store_option, with_store
+from tweed.config import Settings
 from tweed.errors import TweedError, UsageError
 from tweed.wire.flannel import Network, parse_network
 
@@ -43,41 +43,39 @@ file_option = click.option("--file", "file", type=click.Path(path_type=Path), he
 @config_argument
 @file_option
 @store_option
-def init(config: str | None, file: Path | None, store_url: str | None) -> None:
+def init(config: str | None, file: Path | None, settings: Settings) -> None:
     """Write the configuration of a store that has none."""
-    _write(config, file, store_url, replace=False)
+    _write(config, file, settings, replace=False)
 
 
 @net.command("set")
 @config_argument
 @file_option
 @store_option
-def set_(config: str | None, file: Path | None, store_url: str | None) -> None:
+def set_(config: str | None, file: Path | None, settings: Settings) -> None:
     """Replace the configuration. Agents follow within their resync interval."""
-    _write(config, file, store_url, replace=True)
+    _write(config, file, settings, replace=True)
 
 
-def _write(config: str | None, file: Path | None, url: str | None, *, replace: bool) -> None:
+def _write(config: str | None, file: Path | None, settings: Settings, *, replace: bool) -> None:
     text = read_config(config, file)
     check_supported(parse_network(text))
-    target = common.store_settings(url)
-    if not with_store(target, lambda store: store.set_config(text, replace=replace), create=True):
-        raise TweedError(f"{target.store} has a network configuration already: look with tweed net show, replace it with tweed net set")
-    click.echo(f"wrote the network configuration to {target.store}", err=True)
+    if not with_store(settings, lambda store: store.set_config(text, replace=replace), create=True):
+        raise TweedError(f"{settings.store} has a network configuration already: look with tweed net show, replace it with tweed net set")
+    click.echo(f"wrote the network configuration to {settings.store}", err=True)
 
 
 @net.command()
 @json_option
 @store_option
-def show(as_json: bool, store_url: str | None) -> None:
+def show(as_json: bool, settings: Settings) -> None:
     """The configuration as it was written, and every default filled in."""
-    target = common.store_settings(store_url)
-    text = with_store(target, lambda store: store.config())
+    text = with_store(settings, lambda store: store.config())
     if text is None:
-        raise TweedError(f"{target.store} has no network configuration: write one with tweed net init")
+        raise TweedError(f"{settings.store} has no network configuration: write one with tweed net init")
     network = parse_network(text)
     if as_json:
-        print_json({"store": target.store, "config": msgspec.json.decode(text), "effective": effective(network)})
+        print_json({"store": settings.store, "config": msgspec.json.decode(text), "effective": effective(network)})
         return
     click.echo(text.rstrip())
     click.echo()

@@ -1,11 +1,13 @@
 """Who holds which subnet. One contract (`LeaseStore`), one test suite (`tests/contract`), any number of stores.
 
 sqlite:///PATH   embedded: every agent on one kernel, no server
+etcd             the cluster's etcd v3 (--etcd-endpoints and its kin), beside flanneld or without
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -16,10 +18,12 @@ from tweed.model import Junk, Lease, LeaseRecord, Owner
 
 # flannel's lease time, in seconds.
 TTL_S = 86400.0
+# So many keys that are no leases are named; whoever fills a store with rubbish does not fill the memory of all nodes.
+JUNK_MAX = 1000
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All leases at one revision; `junk` is what could not be read as one, by key."""
+    """All leases at one revision; `junk` is what could not be read as one, by key: at most JUNK_MAX of them, and one that counts the rest."""
 
     revision: int
     records: tuple[LeaseRecord, ...]
@@ -38,6 +42,11 @@ class Event(msgspec.Struct, frozen=True):
     junk: Junk | None = None
 
 
+def more_junk(count: int) -> Junk:
+    """What stands for those that are not named."""
+    return Junk("(more)", f"{count} more keys are no leases; the first {JUNK_MAX} are named")
+
+
 class LeaseStore(Protocol):
     """What an agent needs of a store. Any call may raise StoreUnavailable; none retries or sleeps by itself.
 
@@ -54,6 +63,9 @@ class LeaseStore(Protocol):
 
     async def snapshot(self) -> Snapshot:
         """Every lease that has not expired."""
+
+    async def timed(self, records: Sequence[LeaseRecord]) -> tuple[LeaseRecord, ...]:
+        """The same records, each with the time that it has left, for stores that say so only when they are asked for one lease."""
 
     async def create(self, lease: Lease, owner: Owner | None, ttl_s: float | None = TTL_S) -> LeaseRecord:
         """Claim `lease.key` if it is absent, else Conflict. `ttl_s` None makes a reservation, which never expires."""
@@ -81,4 +93,11 @@ def open_store(settings: Settings) -> LeaseStore:
         from tweed.stores.sqlite import SqliteStore
 
         return SqliteStore(path)
-    raise UsageError(f"--store {settings.store}: not a store that tweed knows; use sqlite:///PATH with an absolute path")
+    if settings.store == "etcd":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library writes to stderr what we report ourselves
+        try:
+            from tweed.stores.etcd.store import EtcdStore
+        except ImportError as error:
+            raise UsageError(f"--store etcd: {error}; install it with pip install 'tweed[etcd]'") from None
+        return EtcdStore(settings)
+    raise UsageError(f"--store {settings.store}: not a store that tweed knows; use etcd, or sqlite:///PATH with an absolute path")

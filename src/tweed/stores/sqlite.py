@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from tweed.stores.bell import Bell
 from tweed.stores.clock import Clock
 from tweed.stores.database import Database
 from tweed.wire.flannel import format_lease, parse_lease
-from tweed.wire.gojson import shown
+from tweed.wire.gojson import printable
 
 T = TypeVar("T")
 
@@ -79,6 +79,9 @@ class SqliteStore:
 
     async def snapshot(self) -> Snapshot:
         return await self.run(self.read_all)
+
+    async def timed(self, records: Sequence[LeaseRecord]) -> tuple[LeaseRecord, ...]:
+        return tuple(records)
 
     async def create(self, lease: Lease, owner: Owner | None, ttl_s: float | None = TTL_S) -> LeaseRecord:
         return await self.run(lambda: self.insert(lease, owner, ttl_s))
@@ -242,9 +245,3 @@ class SqliteStore:
             # A full disk or a long wait for the lock must not keep anybody from reading: whoever has to write will say so.
             with contextlib.suppress(StoreUnavailable), self.database.writing("NORMAL") as connection:
                 self.sweep(connection)
-
-
-def printable(key: bytes) -> str:
-    """A key for people: as it is where that is one short line, else as JSON shows it."""
-    text = key.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() and len(text) <= 80 else shown(text)

@@ -26,6 +26,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def printable(key: bytes) -> str:
+    """A store's key for people: as it is where that is one short line, else as JSON shows it."""
+    text = key.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() and len(text) <= 80 else shown(text)
+
+
 def read_object(data: bytes | str) -> dict[str, Any]:
     """The object in `data`, its keys lower-cased. Raises ValueError for anything but one JSON object of at most SIZE_LIMIT bytes."""
     if len(data) > SIZE_LIMIT:

@@ -7,6 +7,7 @@ all that run there, and its files belong below the lab's directory.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from typing import Protocol
 import msgspec
 
 from tweed.errors import TweedError, UsageError
+from tweed.lab.agents import environment
 from tweed.lab.registry import Lab
 from tweed.lab.topology import Topology
 
-KINDS = ("sqlite",)
+KINDS = ("sqlite", "etcd")
 FILL_S = 60.0
 
 
@@ -44,7 +46,7 @@ def kind(name: str) -> Kind:
 def fill_inside(netns: str, flags: Sequence[str], topology: Topology) -> None:
     """`tweed.lab.stores.fill` as a process in a namespace of the lab, for servers that only the lab can reach."""
     command = ["nsenter", f"--net=/run/netns/{netns}", "--", sys.executable, "-m", "tweed.lab.stores.fill", *flags]
-    done = subprocess.run(command, input=msgspec.json.encode(topology), capture_output=True, timeout=FILL_S, check=False)
+    done = subprocess.run(command, input=msgspec.json.encode(topology), capture_output=True, timeout=FILL_S, check=False, env=environment(os.environ))
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise TweedError(f"the lab's store cannot be filled: {lines[-1] if lines else f'exit code {done.returncode}'}")

@@ -1,0 +1,1 @@
+"""etcd v3 as a lease store: flannel's keys and values, written by compare-and-swap."""
