@@ -58,7 +58,7 @@ ROUTES = [
     ("10.1.0.0/16 via inet6 fe80::1 dev eth0 table 255", {"dst": "10.1.0.0/16", "table": "local"}),
     ("10.0.0.0/8 nhid 7 via 10.0.0.1 dev eth0", {"nexthop_id": 7}),
     ("10.0.0.0/8 dev wg0 proto static scope link dead linkdown", {"scope": "link"}),
-    ("10.2.0.0/16  encap ip id 5 src 0.0.0.0 dst 1.2.3.4 ttl 0 tos 0 via 10.0.0.1 dev eth0", {"encap": "ip id 5"}),
+    ("10.2.0.0/16  encap ip id 5 src 0.0.0.0 dst 1.2.3.4 ttl 0 tos 0 via 10.0.0.1 dev eth0", {"encap": "ip"}),
 ]
 
 
@@ -174,7 +174,7 @@ def test_rules():
     ]
     assert (node.rules[1].fwmark, node.rules[1].fwmask, node.rules[1].negated) == (0x40000, 0x40000, True)
     assert (str(node.rules[2].src), str(node.rules[2].dst), node.rules[2].iif) == ("10.244.0.0/16", "10.0.0.1/32", "cni0")
-    assert (node.rules[3].suppress_length, node.rules[4].others) == (0, ("ipproto", "tcp", "dport", "22"))
+    assert (node.rules[3].suppress_length, node.rules[4].ipproto, node.rules[4].dport) == (0, 6, (22, 22))
 
 
 def test_sockets_ports_sysctls_and_rulesets():

@@ -77,6 +77,10 @@ class Nft:
         objects: list[Object] = json.loads(output)["nftables"] if output.strip() else []
         return objects
 
+    def listing(self, command: str) -> str:
+        """What a `list ...` command shows, as text. Raises KernelError."""
+        return self._call(command, False)
+
     def _call(self, text: str, as_json: bool) -> str:
         if self._run is None:
             self._run, self._close = _open_library() or _open_program()

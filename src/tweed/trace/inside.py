@@ -9,7 +9,7 @@ from tweed.trace import snapshot as s
 from tweed.trace.cluster import Behind, Owner
 from tweed.trace.frames import TTL, Hop
 from tweed.trace.path import Packet, Path
-from tweed.trace.result import Fix, Loser, Quote, Said
+from tweed.trace.result import Asked, Fix, Loser, Quote, Said
 from tweed.trace.tables import Tables, quote
 
 
@@ -88,7 +88,8 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
         told = [Said("bridge-vlans-ignored", {"bridge": bridge})] if row.vlan is not None and not filters_vlans(at, bridge) else []
         losers = tuple(Loser(quote(r), Said("other-vlan", {"vlan": str(r.vlan)})) for r in at.bridged[bridge, row.mac] if r is not row)
         params = {"mac": name, "bridge": bridge, "port": port}
-        path.step(packet, bridge, "bridge-port", params, quote(row), losers=losers, assumptions=told, hop=hop)
+        asked = Asked("fdb", row.mac, bridge, master=True)
+        path.step(packet, bridge, "bridge-port", params, quote(row), losers=losers, assumptions=told, hop=hop, asked=asked)
         if not port_open(path, packet, port):
             return
     else:

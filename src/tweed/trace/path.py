@@ -18,9 +18,9 @@ import msgspec
 from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
-from tweed.trace.frames import TTL, Hop, Probe
-from tweed.trace.result import Divergence, Fix, Loser, Quote, Said, Step, Verdict
-from tweed.trace.tables import Answer, Tables, quote
+from tweed.trace.frames import PROTOCOLS, TTL, Hop, Probe
+from tweed.trace.result import Asked, Divergence, Fix, Loser, Quote, Said, Step, Verdict
+from tweed.trace.tables import Answer, Flow, Tables, quote
 
 MOST_BRANCHES = 16
 OURS = ("local", "anycast")  # route types whose packets the node takes itself
@@ -62,6 +62,7 @@ class Path:
         self.divergence: Divergence | None = None
         self.ends: set[str] = set()  # the nodes where the walk begins and where it may end
         self.rules_told: set[str] = set()
+        self.flow = Flow(PROTOCOLS[probe.proto, probe.family], probe.sport, probe.dport)
         self.first_mtu: int | None = None
         self.source_device = ""  # of a container; a node has no one device that its own packets come from
 
@@ -78,8 +79,10 @@ class Path:
         unknowns: Sequence[Said] = NOTHING,
         hop: Hop | None = None,
         question: int = 0,
+        asked: Asked | None = None,
     ) -> None:
-        self.steps.append(Step(packet.at.name, device, Said(decision, params), row, losers, tuple(assumptions), tuple(unknowns), hop, packet.branch, question))
+        said = Said(decision, params)
+        self.steps.append(Step(packet.at.name, device, said, row, losers, tuple(assumptions), tuple(unknowns), hop, packet.branch, question, asked=asked))
 
     def end(self, packet: Packet, verdict: Verdict) -> None:
         """A branch is over."""
@@ -98,9 +101,10 @@ class Path:
         fix: tuple[Fix, ...] = (),
         losers: tuple[Loser, ...] = (),
         assumptions: Sequence[Said] = NOTHING,
+        asked: Asked | None = None,
     ) -> None:
         """It goes no further, for a cause."""
-        self.step(packet, device, cause, params, row, losers=losers, assumptions=assumptions)
+        self.step(packet, device, cause, params, row, losers=losers, assumptions=assumptions, asked=asked)
         self.end(packet, verdict)
         if self.divergence is None:
             rows = (*((row,) if row is not None else ()), *evidence)
@@ -147,7 +151,7 @@ class Path:
         if packet.masked:
             self.note_unknown(Said("rp-filter", {"device": device}))
             return False
-        back = at.lookup(self.src, src=self.dst)
+        back = at.lookup(self.src, src=self.dst, flow=Flow(self.flow.proto, self.flow.dport, self.flow.sport))
         if back.kind == "unknown" or device in {hop.device for hop in back.hops}:
             return False
         other = back.hops[0].device or "?" if back.hops else "?"
@@ -189,14 +193,15 @@ class Path:
             self.fail(packet, packet.device, "dropped", "routing-loop", {"dst": format_address(self.dst), "node": at.name})
             return
         packet = msgspec.structs.replace(packet, seen=(*packet.seen, key))
-        answer = at.lookup(self.dst, src=self.src, iif=packet.device or None)
+        asked = Asked("route", self.dst, src=self.src, iif=packet.device or None, proto=self.flow.proto, sport=self.flow.sport, dport=self.flow.dport)
+        answer = at.lookup(self.dst, src=asked.src, iif=asked.iif, flow=self.flow)
         assumptions = self.assumptions_of(packet, answer)
-        if self.stopped(packet, packet.device or self.source_device, self.dst, answer, assumptions):
+        if self.stopped(packet, packet.device or self.source_device, self.dst, answer, assumptions, asked):
             return
         row = answer.row
         assert row is not None
         if answer.kind in OURS:
-            self.deliver(packet, answer, assumptions)
+            self.deliver(packet, answer, assumptions, asked)
             return
         if packet.device:
             if not self.forwards(packet, assumptions):
@@ -212,10 +217,10 @@ class Path:
             if len(ways) > 1:
                 told.append(Said("branch", {"number": str(number), "count": str(len(answer.hops)), "weight": str(hop.weight)}))
             device = hop.device or ""
-            self.tell_route(way, self.dst, row, hop, answer.table, losers, told, 1)
+            self.tell_route(way, self.dst, row, hop, answer.table, losers, told, 1, asked)
             self.leave(self, way, device, hop.gateway or self.dst, row)
 
-    def stopped(self, packet: Packet, device: str, dst: bytes, answer: Answer, assumptions: list[Said]) -> bool:
+    def stopped(self, packet: Packet, device: str, dst: bytes, answer: Answer, assumptions: list[Said], asked: Asked) -> bool:
         """Whether an answer is the end: no row, no table, or a row that drops."""
         params = {"dst": format_address(dst)}
         if answer.kind in ("unicast", *OURS):
@@ -231,15 +236,17 @@ class Path:
             self.step(packet, device, "ends-no-routes", params, rule, assumptions=assumptions)
             self.end(packet, "unknown")
         elif answer.row is None and answer.rule is not None:
-            self.fail(packet, device, "dropped", "rule-drops", params | {"action": answer.rule.action}, quote(answer.rule), assumptions=assumptions)
+            self.fail(
+                packet, device, "dropped", "rule-drops", params | {"action": answer.rule.action}, quote(answer.rule), assumptions=assumptions, asked=asked
+            )
         elif answer.row is None:
             dead = next((loser for loser in answer.losers if loser.why.id == "dead"), None)
             if dead is not None:
                 params |= dead.why.params
-                self.fail(packet, device, "dropped", "route-dead", params, dead.row, losers=answer.losers, assumptions=assumptions)
+                self.fail(packet, device, "dropped", "route-dead", params, dead.row, losers=answer.losers, assumptions=assumptions, asked=asked)
             elif packet.at.complete("route"):
                 assumptions = [*assumptions, *packet.at.whole("route")]
-                self.fail(packet, device, "dropped", "route-missing", params, losers=answer.losers, assumptions=assumptions)
+                self.fail(packet, device, "dropped", "route-missing", params, losers=answer.losers, assumptions=assumptions, asked=asked)
             else:
                 self.step(packet, device, "ends-no-routes", params, losers=answer.losers, assumptions=assumptions)
                 self.end(packet, "unknown")
@@ -249,7 +256,7 @@ class Path:
             table = f" table {row.table}" if row.table != "main" else ""
             fix = (Fix(packet.at.name, f"ip{family} route del {row.type} {row.dst}{table}"),)
             params |= {"prefix": str(row.dst)}
-            self.fail(packet, device, "dropped", f"route-{row.type}", params, quote(row), fix=fix, losers=answer.losers, assumptions=assumptions)
+            self.fail(packet, device, "dropped", f"route-{row.type}", params, quote(row), fix=fix, losers=answer.losers, assumptions=assumptions, asked=asked)
         else:  # broadcast, multicast: no packet to one container
             self.step(packet, device, "ends-device-kind", {"device": device, "kind": answer.kind}, quote(answer.row), assumptions=assumptions)
             self.end(packet, "unknown")
@@ -276,7 +283,16 @@ class Path:
         return True
 
     def tell_route(
-        self, packet: Packet, dst: bytes, row: s.RouteRow, hop: s.NextHop, table: str, losers: tuple[Loser, ...], assumptions: Sequence[Said], question: int
+        self,
+        packet: Packet,
+        dst: bytes,
+        row: s.RouteRow,
+        hop: s.NextHop,
+        table: str,
+        losers: tuple[Loser, ...],
+        assumptions: Sequence[Said],
+        question: int,
+        asked: Asked,
     ) -> None:
         """A route step: through a gateway or directly, to a container or (question 4) to another host."""
         device = hop.device or ""
@@ -290,16 +306,17 @@ class Path:
         else:
             decision = f"{name}-connected"
         where = device if question == 4 else packet.device or device
-        self.step(packet, where, decision, params, shown, losers=losers, assumptions=assumptions, question=question)
+        self.step(packet, where, decision, params, shown, losers=losers, assumptions=assumptions, question=question, asked=asked)
 
-    def deliver(self, packet: Packet, answer: Answer, assumptions: list[Said]) -> None:
+    def deliver(self, packet: Packet, answer: Answer, assumptions: list[Said], asked: Asked) -> None:
         """The address is this namespace's own."""
         row = answer.row
         assert row is not None
         device = row.hops[0].device or "" if row.hops else ""
         if row.protocol is None:  # made of an address: rows of the table itself name it
             assumptions = [*assumptions, Said("local-from-addresses")]
-        self.step(packet, packet.device or device, "route-local", {"dst": str(row.dst), "table": answer.table}, quote(row), assumptions=assumptions)
+        params = {"dst": str(row.dst), "table": answer.table}
+        self.step(packet, packet.device or device, "route-local", params, quote(row), assumptions=assumptions, asked=asked)
         self.delivered(packet, device, row)
 
     def delivered(self, packet: Packet, device: str, row: s.RouteRow) -> None:
@@ -381,17 +398,18 @@ class Path:
         address = format_address(target)
         params = {"address": address, "device": device}
         told = [assumed] if assumed is not None else []
+        asked = Asked("neighbour", target, device)
         if row is not None and row.mac is not None and row.state not in NO_ANSWER:
             if row.state in TO_CONFIRM:
                 told.append(Said("neighbour-will-confirm", {"state": str(row.state)}))
-            self.step(packet, device, "neighbour", params | {"mac": format_mac(row.mac), "state": row.state or "?"}, quote(row), assumptions=told)
+            self.step(packet, device, "neighbour", params | {"mac": format_mac(row.mac), "state": row.state or "?"}, quote(row), assumptions=told, asked=asked)
             return row.mac, True
         if row is not None and (row.state == "FAILED" or self.cluster.owner(target) is None):
-            self.fail(packet, device, "lost", "neighbour-failed", params | {"state": row.state or "?"}, quote(row), assumptions=told)
+            self.fail(packet, device, "lost", "neighbour-failed", params | {"state": row.state or "?"}, quote(row), assumptions=told, asked=asked)
             return None, False
         if row is not None or at.complete("neighbour", device):
             told.append(Said("neighbour-will-ask", {"address": address}))
-            self.step(packet, device, "neighbour-asked", params, quote(row) if row is not None else None, assumptions=told)
+            self.step(packet, device, "neighbour-asked", params, quote(row) if row is not None else None, assumptions=told, asked=asked)
         else:
             self.step(packet, device, "neighbour-unknown", params)
         return None, True

@@ -265,12 +265,32 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     differs: tuple[str, ...] = ()
 
 
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """The question that a step's row answers, so that a kernel can be asked the same.
+
+    `address`: of the destination or neighbour, in an fdb the MAC. `device`: of the neighbour or the fdb; `master`: it is a bridge, and the fdb its.
+    Of a route: source, device that it came in by or must leave by, and what rules may ask beyond (as in tables.Flow).
+    """
+
+    table: Literal["route", "neighbour", "fdb"]
+    address: bytes
+    device: str = ""
+    master: bool = False
+    src: bytes | None = None
+    iif: str | None = None
+    oif: str | None = None
+    proto: int | None = None
+    sport: int | None = None
+    dport: int | None = None
+
+
 class Step(msgspec.Struct, frozen=True, gc=False):
     """One decision about the packet at one device.
 
     `row` None: no row decided. `hop`: the packet at this place, where it is a place (frames.frames makes its bytes), else None.
     `branch`: "" for the only way, else "1", "2" ... and "1.2" for a way that parts again: steps of "" come before all, and each branch goes on by itself.
     `question`: which of the four steps of an overlay this answers (1 route, 2 neighbour, 3 fdb, 4 underlay), 0 none.
+    `kernel`: what the kernel said when it was `asked` for the row, "" when it was not.
     """
 
     node: str
@@ -285,6 +305,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     question: int = 0
     t_us: float | None = None
     seen: tuple[Seen, ...] = ()
+    asked: Asked | None = None
+    kernel: Literal["", "agrees", "differs"] = ""
 
 
 class Fix(msgspec.Struct, frozen=True):
@@ -408,6 +430,7 @@ def step_json(step: Step, say: Say) -> dict[str, Any]:
         "branch": step.branch,
         "question": step.question or None,
         "t_us": step.t_us,
+        "kernel": step.kernel or None,
         "seen": [msgspec.structs.asdict(seen) for seen in step.seen],
     }
 

@@ -81,7 +81,10 @@ class AddressRow(Row, frozen=True, kw_only=True, gc=False):
 
 
 class RuleRow(Row, frozen=True, kw_only=True):
-    """`ip rule`. `action` is "lookup", "blackhole", "unreachable", "prohibit", "goto" or "nop"; `others`: selectors kept as words, not evaluated."""
+    """`ip rule`. `action` is "lookup", "blackhole", "unreachable", "prohibit", "goto" or "nop"; `others`: selectors kept as words, not evaluated.
+
+    `sport`, `dport`, `uid`: first and last of a range. `ipproto` is the number.
+    """
 
     family: int
     priority: int
@@ -96,6 +99,11 @@ class RuleRow(Row, frozen=True, kw_only=True):
     fwmask: int | None = None
     negated: bool = False
     suppress_length: int | None = None
+    tos: int | None = None
+    ipproto: int | None = None
+    sport: tuple[int, int] | None = None
+    dport: tuple[int, int] | None = None
+    uid: tuple[int, int] | None = None
     others: tuple[str, ...] = ()
 
 

@@ -35,6 +35,18 @@ OTHER_TUNNEL = re.compile(
 FLANNEL_TUN = re.compile(r"flannel\d+|tun\d+")
 
 
+class Flow(msgspec.Struct, frozen=True, gc=False):
+    """What rules may ask about a packet beyond its addresses and devices; None: unknown. `proto` is the number in the IP header."""
+
+    proto: int | None = None
+    sport: int | None = None
+    dport: int | None = None
+
+
+ANY_FLOW = Flow()
+PROTOCOLS_WITH_PORTS = (6, 17, 132)
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """`kind`: a route type, "missing" (tables are here and no row fits) or "unknown" (a table that would decide is not here).
 
@@ -220,8 +232,8 @@ class Tables:
 
     # ---- rules and routes ---------------------------------------------------------------------------------------
 
-    def lookup(self, dst: bytes, *, src: bytes | None = None, iif: str | None = None, oif: str | None = None) -> Answer:
-        """What `ip route get DST [from SRC] [iif DEVICE | oif DEVICE]` would find; a packet without `iif` is the node's own. Its mark is 0."""
+    def lookup(self, dst: bytes, *, src: bytes | None = None, iif: str | None = None, oif: str | None = None, flow: Flow = ANY_FLOW) -> Answer:
+        """What `ip route get DST [from SRC] [iif DEVICE | oif DEVICE]` would find; a packet without `iif` is the node's own. Mark and TOS are 0."""
         family = 4 if len(dst) == 4 else 6
         rules = self.rules[family]
         assumptions: list[Said] = []
@@ -232,10 +244,12 @@ class Tables:
         losers: list[Loser] = []
         value = int.from_bytes(dst, "big")
         for rule in rules:
-            if rule.priority < skip_to or not self.applies(rule, dst, src, iif, oif):
+            if rule.priority < skip_to:
                 continue
-            if rule.others:
-                assumptions.append(Said("rule-not-evaluated", {"selector": " ".join(rule.others)}))
+            applies = self.applies(rule, dst, src, iif, oif, flow)
+            if applies is not True:
+                if applies:
+                    assumptions.append(Said("rule-not-evaluated", {"selector": applies}))
                 continue
             if rule.action == "goto":
                 skip_to = rule.goto or 0
@@ -265,16 +279,39 @@ class Tables:
             return msgspec.structs.replace(answer, losers=(*answer.losers, *losers, *later), assumptions=tuple(assumptions))
         return Answer("missing", losers=tuple(losers), assumptions=tuple(assumptions))
 
-    def applies(self, rule: s.RuleRow, dst: bytes, src: bytes | None, iif: str | None, oif: str | None) -> bool:
-        """fib_rule_match: all selectors, then `not`. A packet of the node's own has iif lo."""
+    def applies(self, rule: s.RuleRow, dst: bytes, src: bytes | None, iif: str | None, oif: str | None, flow: Flow) -> bool | str:
+        """fib_rule_match: all selectors, then `not`. The words of a selector when nobody can tell. A packet of the node's own has iif lo."""
         fits = (
             (rule.src is None or (src is not None and rule.src.contains(src)))
             and (rule.dst is None or rule.dst.contains(dst))
             and (rule.iif is None or rule.iif == (iif or "lo"))
             and (rule.oif is None or rule.oif == oif)
             and (rule.fwmark is None or rule.fwmark & (rule.fwmask if rule.fwmask is not None else ~0) == 0)
+            and not rule.tos
         )
+        if fits and (rule.others or rule.ipproto is not None or rule.sport or rule.dport or rule.uid):
+            others = self.other_selectors(rule, iif, flow)
+            fits = all(fit is not False for _, fit in others)
+            if fits and (unknown := [words for words, fit in others if fit is None]):
+                return unknown[0]
         return fits != rule.negated
+
+    def other_selectors(self, rule: s.RuleRow, iif: str | None, flow: Flow) -> list[tuple[str, bool | None]]:
+        """Each in words, and whether it fits. What is forwarded belongs to user 0 (ip_route_input_slow); no VRF is no l3mdev."""
+        found: list[tuple[str, bool | None]] = []
+        if rule.others:
+            none = rule.others == ("l3mdev",) and bool(self.complete("link")) and not any(row.kind == "vrf" for row in self.node.devices)
+            found.append((" ".join(rule.others), False if none else None))
+        if rule.ipproto is not None:
+            found.append((f"ipproto {rule.ipproto}", None if flow.proto is None else flow.proto == rule.ipproto))
+        for name, span, port in (("sport", rule.sport, flow.sport), ("dport", rule.dport, flow.dport)):
+            if span is not None:
+                without = flow.proto is not None and flow.proto not in PROTOCOLS_WITH_PORTS
+                fits = False if without else None if port is None else span[0] <= port <= span[1]
+                found.append((f"{name} {span[0]}-{span[1]}", fits))
+        if rule.uid is not None:
+            found.append((f"uidrange {rule.uid[0]}-{rule.uid[1]}", rule.uid[0] == 0 if iif is not None else None))
+        return found
 
     def must_be_shown(self, table: str, family: int) -> bool:
         """Whether a table without rows here may yet have some. `ip route` alone shows main; the other two are what they always are."""

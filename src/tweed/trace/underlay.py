@@ -10,11 +10,12 @@ from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.frames import TTL, Hop, Tunnel
 from tweed.trace.path import NO_ANSWER, Packet, Path
-from tweed.trace.result import Fix, Quote, Said
-from tweed.trace.tables import Tables, quote
+from tweed.trace.result import Asked, Fix, Quote, Said
+from tweed.trace.tables import Flow, Tables, quote
 from tweed.trace.wire import arrives
 
 FLANNEL_PORT = 8472
+UDP = 17
 # Inner Ethernet, VXLAN, UDP, and the outer IP header.
 VXLAN_ADDS = {4: 14 + 8 + 8 + 20, 6: 14 + 8 + 8 + 40}
 UDP_ADDS = {4: 8 + 20, 6: 8 + 40}
@@ -58,7 +59,8 @@ def encapsulate(path: Path, packet: Packet, remote: Remote, receive: Receive) ->
     if remote.local is not None and at.complete("address") and remote.local not in at.own:
         path.fail(packet, device, "dropped", "local-not-ours", {"local": format_address(remote.local), "device": device}, device_row(at, device))
         return
-    answer = at.lookup(remote.host, src=remote.local, oif=remote.underlay)
+    asked = Asked("route", remote.host, src=remote.local, oif=remote.underlay, proto=UDP, dport=remote.port)
+    answer = at.lookup(remote.host, src=remote.local, oif=remote.underlay, flow=Flow(UDP, None, remote.port))
     if answer.kind == "local":
         own = quote(answer.row) if answer.row is not None else None
         row = quote(remote.row) if remote.row is not None else None
@@ -75,7 +77,7 @@ def encapsulate(path: Path, packet: Packet, remote: Remote, receive: Receive) ->
         )
         return
     assumptions = path.assumptions_of(packet, answer)
-    if path.stopped(packet, device, remote.host, answer, assumptions):
+    if path.stopped(packet, device, remote.host, answer, assumptions, asked):
         return
     outer_row = answer.row
     assert outer_row is not None
@@ -84,7 +86,7 @@ def encapsulate(path: Path, packet: Packet, remote: Remote, receive: Receive) ->
         told = list(assumptions)
         if len(ways) > 1:
             told.append(Said("branch", {"number": str(number), "count": str(len(answer.hops)), "weight": str(hop.weight)}))
-        path.tell_route(way, remote.host, outer_row, hop, answer.table, answer.losers, told, 4)
+        path.tell_route(way, remote.host, outer_row, hop, answer.table, answer.losers, told, 4, asked)
         nic = hop.device or ""
         if nic == device or at.kind(nic)[0] == "vxlan":
             path.fail(way, device, "dropped", "encapsulation-loop", {"host": host, "device": nic}, quote(outer_row))

@@ -14,7 +14,7 @@ from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.frames import Hop, Tunnel
 from tweed.trace.path import NO_ANSWER, Packet, Path
-from tweed.trace.result import Fix, Loser, Said
+from tweed.trace.result import Asked, Fix, Loser, Said
 from tweed.trace.tables import Tables, quote
 from tweed.trace.underlay import FLANNEL_PORT, LINK, Remote, attributes_of, device_row, encapsulate, fdb_fix, known, outer_address
 
@@ -63,6 +63,7 @@ def send_vxlan(path: Path, packet: Packet, device: str, target: bytes, assumed: 
             unknowns=unknowns,
             hop=hop,
             question=3,
+            asked=Asked("fdb", DEFAULT_ENTRY if default else mac, device),
         )
         port = row.port if row.port is not None else attributes.port
         vni = row.vni if row.vni is not None else attributes.vni
@@ -79,11 +80,13 @@ def vtep_mac(path: Path, packet: Packet, device: str, target: bytes, assumed: Sa
     peer = path.cluster.owner(target)
     right = peer.tables.mac(peer.device) if peer is not None and peer.tables is not at else None
     fix = neighbour_fix(at, device, target, right)
+    asked = Asked("neighbour", target, device)
     if row is not None and row.mac is not None and row.state not in NO_ANSWER:
-        path.step(packet, device, "neighbour", params | {"mac": format_mac(row.mac), "state": row.state or "?"}, quote(row), assumptions=told, question=2)
+        params |= {"mac": format_mac(row.mac), "state": row.state or "?"}
+        path.step(packet, device, "neighbour", params, quote(row), assumptions=told, question=2, asked=asked)
         return row.mac
     if row is not None:
-        path.fail(packet, device, "dropped", "neighbour-failed", params | {"state": row.state or "?"}, quote(row), fix=fix, assumptions=told)
+        path.fail(packet, device, "dropped", "neighbour-failed", params | {"state": row.state or "?"}, quote(row), fix=fix, assumptions=told, asked=asked)
     elif not at.complete("neighbour", device):
         path.step(packet, device, "neighbour-unknown", params, assumptions=told, question=2)
         path.end(packet, "unknown")
@@ -92,7 +95,7 @@ def vtep_mac(path: Path, packet: Packet, device: str, target: bytes, assumed: Sa
         path.step(packet, device, "neighbour-asked", params, assumptions=told, question=2)
         path.end(packet, "unknown")
     else:
-        path.fail(packet, device, "dropped", "neighbour-missing", params, fix=fix, assumptions=[*told, *at.whole("neighbour", device)])
+        path.fail(packet, device, "dropped", "neighbour-missing", params, fix=fix, assumptions=[*told, *at.whole("neighbour", device)], asked=asked)
     return None
 
 
@@ -134,7 +137,7 @@ def without_fdb(path: Path, packet: Packet, device: str, target: bytes, attribut
     elif at.complete("fdb", device):
         host = next((outer_address(tables) for tables, _ in path.cluster.vteps.get(packet.dst_mac, ()) if tables is not at), None)
         fix = (fdb_fix(at, device, packet.dst_mac, host),) if host is not None else ()
-        path.fail(packet, device, "dropped", "fdb-missing", params, fix=fix, assumptions=at.whole("fdb", device))
+        path.fail(packet, device, "dropped", "fdb-missing", params, fix=fix, assumptions=at.whole("fdb", device), asked=Asked("fdb", packet.dst_mac, device))
     else:
         path.step(packet, device, "fdb-unknown", params, question=3)
         path.end(packet, "unknown")

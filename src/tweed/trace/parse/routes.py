@@ -18,6 +18,9 @@ SKIPPED = vocabulary("""
     reordering fastopen_no_cookie uid users age from ttl-propagate ipid iif ecn
 """)
 KEYWORDS = FLAGS | SKIPPED | vocabulary("via dev table proto protocol scope src metric mtu tos dsfield nhid nexthop encap weight")
+IP_PROTOCOLS = {"icmp": 1, "ipv4": 4, "tcp": 6, "udp": 17, "ipv6": 41, "gre": 47, "esp": 50, "ah": 51, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
+DSFIELDS = {"default": 0, "lowdelay": 0x10, "throughput": 0x08, "reliability": 0x04, "mincost": 0x02}
+ENCAP_ENDS = vocabulary("via dev proto scope metric table nhid")  # `ip route` prints it before all of these; inside it are src, dst, ttl, tos
 ACTIONS = frozenset({"blackhole", "unreachable", "prohibit", "nop"})
 
 
@@ -97,11 +100,9 @@ def attributes(words: Words, fields: dict[str, Any]) -> dict[str, Any]:
         elif word == "nhid":
             fields["nexthop_id"] = words.number()
         elif word == "encap":
-            kind = words.take()
-            encap = [kind]
-            while words and words.peek() not in ("via", "dev", "proto", "scope", "src", "metric", "table"):
-                encap.append(words.take())
-            fields["encap"] = " ".join(encap)
+            fields["encap"] = words.take()
+            while words and words.peek() not in ENCAP_ENDS:
+                words.take()
         elif word == "lock":
             continue
         elif word in SKIPPED:
@@ -186,7 +187,15 @@ def rule(where: Where) -> RuleRow:
             fields["suppress_length"] = words.number()
         elif word in ("proto", "protocol", "realms", "suppress_ifgroup"):
             words.take()
-        elif word in ("tos", "dsfield", "ipproto", "sport", "dport", "uidrange", "tun_id"):
+        elif word in ("tos", "dsfield"):
+            fields["tos"] = tos(words.take())
+        elif word == "ipproto":
+            fields["ipproto"] = ip_protocol(words.take())
+        elif word in ("sport", "dport"):
+            fields[word] = port_range(words.take())
+        elif word == "uidrange":
+            fields["uid"] = port_range(words.take())
+        elif word in ("tun_id", "dscp", "flowlabel"):
             others += [word, words.take()]
         elif word == "l3mdev" or word == "[l3mdev-table]":
             others.append("l3mdev")
@@ -218,10 +227,31 @@ def rule_json(fields: dict[str, Any], where: Where) -> RuleRow:
     for name in ("suppress_prefixlen", "suppress_prefixlength"):
         if name in fields:
             made["suppress_length"] = number(fields[name])
-    others = tuple(
-        f"{name} {fields[name]}" for name in ("tos", "ipproto", "sport", "dport", "uid_start", "sport_start", "dport_start", "l3mdev") if name in fields
-    )
+    if "tos" in fields:
+        made["tos"] = tos(fields["tos"])
+    if "ipproto" in fields:
+        made["ipproto"] = ip_protocol(fields["ipproto"])
+    for name, key in (("sport", "sport"), ("dport", "dport"), ("uid", "uid")):
+        if f"{key}_start" in fields:
+            made[name] = (number(fields[f"{key}_start"]), number(fields[f"{key}_end"]))
+        elif key in fields:
+            made[name] = port_range(fields[key])
+    others = tuple(f"{name} {fields[name]}" for name in ("tun_id", "dscp", "l3mdev") if name in fields)
     return finished(where, made, others)
+
+
+def tos(word: Any) -> int:
+    """A number, or a name of iproute2's rt_dsfield."""
+    return DSFIELDS[word] if word in DSFIELDS else number(word)
+
+
+def ip_protocol(word: Any) -> int:
+    return IP_PROTOCOLS[word] if word in IP_PROTOCOLS else number(word)
+
+
+def port_range(word: Any) -> tuple[int, int]:
+    first, _, last = str(word).partition("-")
+    return number(first), number(last or first)
 
 
 def finished(where: Where, fields: dict[str, Any], others: tuple[str, ...]) -> RuleRow:
