@@ -17,6 +17,7 @@ COMMANDS = {
     "net": ("tweed.commands.net:net", "The network configuration in the store."),
     "lease": ("tweed.commands.lease:lease", "Who holds which subnet."),
     "walk": ("tweed.commands.walk:walk", "How a packet travels, and which row of which table decides at each step."),
+    "snapshot": ("tweed.commands.snapshot:snapshot", "This node's tables, or a lab's, as one file for walk."),
     "lab": ("tweed.commands.lab:lab", "A whole cluster in network namespaces on this machine."),
     "cleanup": ("tweed.commands.cleanup:cleanup", "Remove everything tweed made on this node."),
     "node-files": ("tweed.commands.node_files:node_files", "Files that keep other network programs away from tweed's devices."),

@@ -55,7 +55,17 @@ bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.168.2.202 port 9999 vn
 bridge fdb add 86:22:66:41:77:03 dev veth0 master static
 bridge fdb add 86:22:66:41:77:04 dev flannel-v6.1 dst fd00:2::2 self
 """
-SHOW = ("ip -d addr", "bridge -d link", "ip -4 rule", "ip -6 rule", "ip -4 route show table all", "ip -6 route show table all", "ip neigh", "ip -6 neigh", "bridge fdb")
+SHOW = (
+    "ip -d addr",
+    "bridge -d link",
+    "ip -4 rule",
+    "ip -6 rule",
+    "ip -4 route show table all",
+    "ip -6 route show table all",
+    "ip neigh",
+    "ip -6 neigh",
+    "bridge fdb",
+)
 TABLES = ("devices", "addresses", "ports", "rules", "routes", "neighbours", "fdb")
 
 

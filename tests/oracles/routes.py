@@ -11,7 +11,7 @@ def rank(row: RouteRow, iif: str | None) -> tuple[int, int, bool]:
     """Higher beats lower; of equals the first in the table wins. IPv6 likes the device that the packet came in by."""
     default = 1024 if row.dst.family == 6 else 0
     near = row.dst.family == 6 and iif is not None and any(hop.device == iif for hop in row.hops)
-    return row.dst.length, -(row.metric or default), near
+    return row.dst.length, -(default if row.metric is None else row.metric), near
 
 
 def best(rows: Sequence[RouteRow], table: str, dst: bytes, iif: str | None) -> RouteRow | None:

@@ -39,6 +39,8 @@ TABLES = (
     "trace.inside",
     "trace.wire",
     "trace.walk",
+    "trace.ends",
+    "trace.rtnetlink",
     "trace.findings",
 )
 SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure", "trace.pcap")

@@ -106,7 +106,6 @@ def test_lines_that_cannot_be_read_are_told_on_stderr(tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["10.0.0.1", "10.0.0.2"], "--tables is missing"),
         (["--tables", "/nonexistent", "10.0.0.1", "10.0.0.2"], "/nonexistent: No such file"),
         (["--tables", "n1=/nonexistent", "10.0.0.1", "10.0.0.2"], "/nonexistent: No such file"),
         (["--tables", SEED_FILE, "10.0.0", "10.0.0.2"], "SRC: '10.0.0' is not an IP address"),

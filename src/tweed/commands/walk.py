@@ -9,19 +9,23 @@ from typing import Any
 
 import click
 
-from tweed.addr import parse_address
+from tweed.commands import spaces
 from tweed.commands.common import json_option, print_json
-from tweed.commands.walk_show import save, show, show_options, wanted
+from tweed.commands.walk_show import Wanted, save, show, show_options, wanted
 from tweed.errors import UsageError
+from tweed.trace.ask import ask, differs
 from tweed.trace.cluster import Cluster
+from tweed.trace.ends import ends
 from tweed.trace.findings import find
 from tweed.trace.messages import sayer
 from tweed.trace.read import Source, read
+from tweed.trace.result import Walk
 from tweed.trace.result import as_json as document
 from tweed.trace.snapshot import Snapshot
 from tweed.trace.walk import walk as follow
 
 UNREAD_SHOWN = 20
+TRIES = 2
 
 
 class ManyFiles(click.Command):
@@ -67,24 +71,30 @@ def spread(args: list[str], valued: Collection[str]) -> list[str]:
 
 @click.command(cls=ManyFiles)
 @click.option("--tables", "files", multiple=True, metavar="FILE...", help="Pasted tables: FILE, NODE=FILE, NODE/POD=FILE, a directory per node, - for stdin.")
+@click.option("--lab", "lab_name", metavar="LAB", help="In this lab; needed when several are up.")
 @click.argument("src")
 @click.argument("dst")
 @json_option
 @show_options
-def walk(files: tuple[str, ...], src: str, dst: str, as_json: bool, **shown: Any) -> None:
+def walk(files: tuple[str, ...], lab_name: str | None, src: str, dst: str, as_json: bool, **shown: Any) -> None:
     """How a packet travels from SRC to DST, which row of which table decides at each step, and what the tables do not say.
+
+    Each is an address, a pod, node/pod or a node. Without --tables the tables are those of the kernel now, of this node or of the lab that is
+    up, and the kernel is asked for each decision too.
 
     Exit 0 delivered, 1 a problem, 2 usage (no tables, an unknown address), 3 not enough known.
     """
-    if not files:
-        raise UsageError("--tables is missing: give the files with the output of ip route, ip neigh, bridge fdb ...")
     want = wanted(shown)
-    probe = want.probe(address("SRC", src), address("DST", dst))
-    snapshot = read([source for name in files for source in sources(name)])
-    if not any(len(node) for node in snapshot.nodes):
-        raise UsageError(f"{', '.join(files)}: no tables: nothing there looks like the output of ip, bridge, ss or sysctl")
-    cluster = Cluster(snapshot)
-    found = follow(cluster, probe, find(cluster))
+    if not files:
+        found, snapshot = live(lab_name, src, dst, want)
+    else:
+        if lab_name is not None:
+            raise UsageError("--lab and --tables: give one of them")
+        snapshot = read([source for name in files for source in sources(name)])
+        if not any(len(node) for node in snapshot.nodes):
+            raise UsageError(f"{', '.join(files)}: no tables: nothing there looks like the output of ip, bridge, ss or sysctl")
+        cluster = Cluster(snapshot)
+        found = follow(cluster, want.probe(*ends(cluster, src, dst)), find(cluster))
     if as_json:
         print_json(document(found, sayer(want.language), snapshot.unread))
         save(found, snapshot, want)
@@ -95,11 +105,17 @@ def walk(files: tuple[str, ...], src: str, dst: str, as_json: bool, **shown: Any
         sys.exit(found.exit_code)
 
 
-def address(name: str, text: str) -> bytes:
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error}") from None
+def live(lab_name: str | None, src: str, dst: str, want: Wanted) -> tuple[Walk, Snapshot]:
+    """From the tables as they are now, each decision asked of the kernel. Tables that changed in between are read once more."""
+    lab = spaces.lab_of(lab_name)
+    with spaces.opened(lab) as opened:
+        for _ in range(TRIES):
+            snapshot = spaces.take(lab, opened)
+            cluster = Cluster(snapshot)
+            found = ask(follow(cluster, want.probe(*ends(cluster, src, dst)), find(cluster), "tables"), cluster, opened)
+            if not differs(found):
+                break
+    return found, snapshot
 
 
 def sources(name: str) -> list[Source]:

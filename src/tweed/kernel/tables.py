@@ -180,19 +180,21 @@ def lookup_route(
     *,
     src: bytes | None = None,
     iif: str | None = None,
+    oif: str | None = None,
     mark: int = 0,
     proto: int | None = None,
     sport: int | None = None,
     dport: int | None = None,
 ) -> Route:
-    """The very row that decides about a packet to `dst`. `iif`: the device it came in by, for one to be forwarded.
+    """The very row that decides about a packet to `dst`. `iif`: the device it came in by, for one to be forwarded; `oif`: what its socket is bound to.
 
     Of a multipath route the first next hop. Raises KernelError in the kernel's words when no row lets the packet pass. Rows of the
     local table come with `table` main while there are no routing rules of one's own: the kernel then keeps both in one (fib_trie).
     """
-    operation = " ".join(["ip route get fibmatch", format_address(dst), *(["from", format_address(src)] if src else []), *(["iif", iif] if iif else [])])
-    index = links.index_of(nl, iif, operation) if iif else 0
-    question = wire.get_route(dst, src=src, iif=index, mark=mark, proto=proto, sport=sport, dport=dport)
+    words = {"from": format_address(src) if src else None, "iif": iif, "oif": oif}
+    operation = " ".join(["ip route get fibmatch", format_address(dst), *(f"{name} {value}" for name, value in words.items() if value)])
+    index, out = (links.index_of(nl, name, operation) if name else 0 for name in (iif, oif))
+    question = wire.get_route(dst, src=src, iif=index, oif=out, mark=mark, proto=proto, sport=sport, dport=dport)
     row = first_row(nl, question, operation)
     assert isinstance(row, Route), row
     return row

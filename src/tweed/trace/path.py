@@ -32,6 +32,7 @@ NOTHING: tuple[Said, ...] = ()
 class Packet(msgspec.Struct, frozen=True, gc=False):
     """Where the packet is. `device`: what it came in by, "" for one that the node makes itself. The MACs are of the container's own frame.
 
+    `size`: of its largest fragment in bytes, 0 while it is whole.
     `masked`: a firewall may have replaced its source (masquerading), so that what depends on the source is not known any more.
     """
 
@@ -43,6 +44,7 @@ class Packet(msgspec.Struct, frozen=True, gc=False):
     branch: str = ""
     seen: tuple[tuple[str, str], ...] = ()
     masked: bool = False
+    size: int = 0
 
 
 # Takes a packet that leaves by a device for a next hop (or for the destination itself), as a route said.
@@ -361,14 +363,14 @@ class Path:
         params = {"dst": format_address(self.dst), "prefix": wrong.decision.params["dst"], "host": between}
         return Divergence(wrong.node, wrong.device, Said("route-wrong-node", params), (wrong.row,), tuple(fixes))
 
-    def fits(self, packet: Packet, device: str, row: s.RouteRow) -> bool:
-        """The MTU of the device or of the route. What is too large is cut if it may be: IPv4 without DF, IPv6 only by its sender."""
+    def fitted(self, packet: Packet, device: str, row: s.RouteRow) -> Packet | None:
+        """By the MTU of the device or of the route: None, and the end, when it does not fit. IPv4 without DF is cut, IPv6 only by its sender."""
         limits = [mtu for mtu in (packet.at.mtu(device), row.mtu) if mtu is not None]
         if self.first_mtu is None and not packet.device and limits:
             self.first_mtu = min(limits)
-        size = self.probe.size
+        size = packet.size or self.probe.size
         if not limits or size <= min(limits):
-            return True
+            return packet
         mtu = min(limits)
         params = {"size": str(size), "mtu": str(mtu), "device": device}
         whole = bool(packet.device) if len(self.dst) == 16 else self.dont_fragment()
@@ -376,9 +378,10 @@ class Path:
             at = packet.at.devices.get(device)
             shown = Quote(at.source, at.text.split("\n")[0]) if at is not None and at.mtu == mtu else quote(row)
             self.fail(packet, device, "dropped", "mtu-exceeded", params, shown)
-            return False
+            return None
         self.assume_last(Said("fragmented", params))
-        return True
+        headers = 20 if len(self.dst) == 4 else 40 + 8
+        return msgspec.structs.replace(packet, size=headers + (mtu - headers) // 8 * 8)
 
     def dont_fragment(self) -> bool:
         """As Linux sends by itself: DF on what fits the device that it first leaves by (ip(7), IP_MTU_DISCOVER)."""

@@ -215,6 +215,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "fdb-two-hosts": ("mac", "device", "hosts"),
     "lease-row-missing": ("subnet", "device"),
     "nft-evidence": ("lines",),
+    "evaluation-differs": ("question", "ours", "kernel"),
 }
 
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {

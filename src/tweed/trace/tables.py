@@ -91,8 +91,10 @@ class Fib:
 
 
 def metric(row: s.RouteRow) -> int:
-    """Smaller is better. 0 in IPv6 means its default (ip6_fib.h)."""
-    return (row.metric or METRIC_IPV6_DEFAULT) if len(row.dst.address) == 16 else (row.metric or 0)
+    """Smaller is better. An IPv6 row that shows none has the default (ip6_fib.h); only the kernel's own local rows have 0."""
+    if row.metric is not None:
+        return row.metric
+    return METRIC_IPV6_DEFAULT if len(row.dst.address) == 16 else 0
 
 
 class Tables:
@@ -369,7 +371,7 @@ class Tables:
 
 def local_row(row: s.Row, address: bytes, device: str) -> s.RouteRow:
     """An address as the row of the local table that it makes."""
-    return s.RouteRow(source=row.source, text=row.text, dst=Prefix(address, 8 * len(address)), hops=(s.NextHop(device=device),), type="local", table="local")
+    return s.RouteRow(source=row.source, text=row.text, dst=Prefix(address, 8 * len(address)), hops=(s.NextHop(device=device),), type="local", table="local", metric=0)
 
 
 def siblings(winner: s.RouteRow, row: s.RouteRow) -> bool:

@@ -104,7 +104,7 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
     if not path.is_up(packet, nic):
         return
     family = 4 if len(remote.host) == 4 else 6
-    size = path.probe.size + (VXLAN_ADDS if remote.vxlan else UDP_ADDS)[family]
+    size = (packet.size or path.probe.size) + (VXLAN_ADDS if remote.vxlan else UDP_ADDS)[family]
     mtu = at.mtu(nic)
     assumptions: list[Said] = []
     unknowns: list[Said] = []

@@ -72,8 +72,12 @@ def leave(path: Path, packet: Packet, device: str, target: bytes, row: s.RouteRo
     if at.complete("link") and device not in at.devices and len(at.devices) > 1:
         path.fail(packet, device, "dropped", "device-missing", {"device": device}, quote(row))
         return
-    if not path.is_up(packet, device) or not path.fits(packet, device, row):
+    if not path.is_up(packet, device):
         return
+    fitted = path.fitted(packet, device, row)
+    if fitted is None:
+        return
+    packet = fitted
     kind, assumed = at.kind(device)
     if path.cluster.host_of(at) is not at:
         leave_container(path, packet, device, target)

@@ -154,6 +154,7 @@ def get_route(
     *,
     src: bytes | None = None,
     iif: int = 0,
+    oif: int = 0,
     mark: int = 0,
     proto: int | None = None,
     sport: int | None = None,
@@ -170,6 +171,8 @@ def get_route(
         parts.append(attribute(RTA_SRC, src))
     if iif:
         parts.append(u32(RTA_IIF, iif))
+    if oif:
+        parts.append(u32(RTA_OIF, oif))
     if mark:
         parts.append(u32(RTA_MARK, mark))
     if proto is not None:
