@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-
 from tests.system.conftest import TWEED, Lab, eventually, tweed
 
 

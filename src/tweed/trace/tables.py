@@ -371,7 +371,9 @@ class Tables:
 
 def local_row(row: s.Row, address: bytes, device: str) -> s.RouteRow:
     """An address as the row of the local table that it makes."""
-    return s.RouteRow(source=row.source, text=row.text, dst=Prefix(address, 8 * len(address)), hops=(s.NextHop(device=device),), type="local", table="local", metric=0)
+    return s.RouteRow(
+        source=row.source, text=row.text, dst=Prefix(address, 8 * len(address)), hops=(s.NextHop(device=device),), type="local", table="local", metric=0
+    )
 
 
 def siblings(winner: s.RouteRow, row: s.RouteRow) -> bool:
