@@ -97,7 +97,7 @@ def leases(lab: registry.Lab | None) -> tuple[s.LeaseRow, ...]:
     """The intent behind the rows, from the store. None where no store answers, which is said."""
     try:
         if lab is None:
-            settings = store_settings(None)
+            settings = store_settings(())
             if settings.store_file is not None and not settings.store_file.exists():
                 return ()  # no node of ours: whoever runs this network keeps its leases elsewhere
             return lease_rows(settings)
