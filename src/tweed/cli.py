@@ -20,6 +20,7 @@ COMMANDS = {
     "snapshot": ("tweed.commands.snapshot:snapshot", "This node's tables, or a lab's, as one file for walk."),
     "lab": ("tweed.commands.lab:lab", "A whole cluster in network namespaces on this machine."),
     "cleanup": ("tweed.commands.cleanup:cleanup", "Remove everything tweed made on this node."),
+    "docker-opts": ("tweed.commands.docker_opts:docker_opts", "Put Docker's docker0 on this node's subnet."),
     "node-files": ("tweed.commands.node_files:node_files", "Files that keep other network programs away from tweed's devices."),
 }
 

@@ -364,7 +364,7 @@ def test_subnet_env_as_flannel_writes_it():
         "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
     )
     assert format_subnet_env(net, lease, 1450, True) == text
-    assert parse_subnet_env(text) == SubnetEnv(P("10.0.0.0/8"), P("10.0.62.0/24"), P("fd00::/48"), P("fd00:0:0:1::/64"))
+    assert parse_subnet_env(text) == SubnetEnv(P("10.0.0.0/8"), P("10.0.62.0/24"), P("fd00::/48"), P("fd00:0:0:1::/64"), 1450, True)
 
 
 def test_one_family_writes_only_its_own_lines():

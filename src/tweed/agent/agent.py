@@ -36,6 +36,7 @@ from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, Owner, Vtep
 from tweed.plan.device import wanted_vteps
+from tweed.plan.docker import pods_subnet
 from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import NoUnderlay, Underlay
 from tweed.stores import LeaseStore, open_store
@@ -73,6 +74,7 @@ class Agent:
         self.screened = Screened({}, ())
         self.changed: set[str] | None = None  # keys of leases to screen again; None: all of them
         self.problems: dict[str, Problem] = {}
+        self.bridge_problems: list[Problem] = []
         self.report = Report()
         self.reason = "starting"
         self.paused = False
@@ -271,8 +273,15 @@ class Agent:
             raise TweedError(f"this node has no subnet yet: {self.reason}")
         if self.membership.fenced:
             raise TweedError(self.membership.fenced)
-        own = self.membership.own.lease
-        return NodeNetwork(own.v4.subnet if own.v4 else None, own.v6.subnet if own.v6 else None, self.mtu, BRIDGE, self.dataplane.networks)
+        assert self.site is not None
+        own, bridges = self.membership.own.lease, self.site.container_bridges()
+        subnet, subnet6 = (pods_subnet(each.subnet, self._pod_bridges, bridges) if each is not None else None for each in (own.v4, own.v6))
+        return NodeNetwork(subnet, subnet6, self.mtu, BRIDGE, self.dataplane.networks)
+
+    @property
+    def _pod_bridges(self) -> set[str]:
+        """The bridges that pods of ours are on, now or soon."""
+        return {BRIDGE, *self.attachments.bridges}
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -343,7 +352,7 @@ class Agent:
         self._finish(report, reasons)
 
     async def _mend(self, reasons: set[str]) -> Report:
-        assert self.membership is not None and self.screening is not None
+        assert self.membership is not None and self.screening is not None and self.site is not None and self.membership.own is not None
         settled = self.complete and not self.report.failures and not self.report.device_failures
         if settled and reasons == {"nftables"}:
             return await self._firewall(self.report)
@@ -354,6 +363,7 @@ class Agent:
             self.ears.expect(report.changes)
             return msgspec.structs.replace(report, shadows=self.report.shadows)
         self._follow_underlay()
+        self.bridge_problems = self.site.bridge_problems(tuple(endpoint.subnet for endpoint in self.membership.own.lease.endpoints), self._pod_bridges)
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers
         report = self.dataplane.look()
@@ -438,7 +448,7 @@ class Agent:
         return self.membership.fenced if self.membership is not None else ""
 
     def all_problems(self) -> list[Problem]:
-        found = [*self.problems.values(), *self.firewall.problems, *self.screened.problems]
+        found = [*self.problems.values(), *self.bridge_problems, *self.firewall.problems, *self.screened.problems]
         found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
         found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
         if self.membership is not None and self.membership.fenced:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tweed.addr import Prefix
 from tweed.agent import files
 from tweed.agent.claim import Request
@@ -10,6 +12,8 @@ from tweed.errors import UsageError
 from tweed.kernel import links, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Owner
+from tweed.plan.docker import Bridge, bridge_problems
+from tweed.plan.screen import Problem
 from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay, keep_underlay
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
@@ -46,11 +50,28 @@ class Site:
         return choose_underlay(wish, host, lambda address: tables.lookup_route(self.netlink, address))
 
     def check_overlap(self) -> None:
-        """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are."""
+        """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are.
+
+        A bridge on what looks like another node's subnet is Docker's from before the subnet changed: a problem to name, not to refuse.
+        """
+        host = self.host()
         own: list[Prefix] = list(files.previous_subnet(self.settings.subnet_file).subnets)
-        addresses = [(a.device, a.address) for a in self.host().addresses if not any(p.contains(a.address) for p in own)]
+        own += [address for _, address in self.container_bridges()]
+        addresses = [(a.device, a.address) for a in host.addresses if not any(p.contains(a.address) for p in own)]
         if overlaps := host_overlaps(self.network, addresses, {device_name(self.network.vni, family) for family in (4, 6)}):
             raise UsageError(overlaps[0])
+
+    def container_bridges(self) -> list[Bridge]:
+        """Bridges with an address of the cluster network whose prefix is no wider than a node's subnet."""
+        found = [(row.device, row.address) for link in links.links(self.netlink, "bridge") for row in tables.addresses(self.netlink, link.name)]
+        lengths = {r.network: r.subnet_len for family in self.families if (r := self.network.range(family)) is not None}
+        return [
+            (name, address) for name, address in found for network, length in lengths.items() if network.contains(address.address) and address.length >= length
+        ]
+
+    def bridge_problems(self, subnets: tuple[Prefix, ...], pods: Collection[str]) -> list[Problem]:
+        """What is wrong with container bridges such as docker0, now that this node has these subnets, and pods on the bridges `pods`."""
+        return bridge_problems(self.network.networks, subnets, pods, self.container_bridges())
 
     def request(self, owner: Owner, underlay: Underlay) -> Request:
         """Who asks for a lease."""

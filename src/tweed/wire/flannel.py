@@ -327,12 +327,17 @@ def format_lease(lease: Lease) -> str:
 
 
 class SubnetEnv(msgspec.Struct, frozen=True):
-    """What subnet.env says: this node's subnets (host bits cleared) and the cluster's networks. None where it says nothing useful."""
+    """What subnet.env says: this node's subnets (host bits cleared) and the cluster's networks. None where it says nothing useful.
+
+    `mtu` is that of a container's interface; `ip_masq`: the agent masquerades.
+    """
 
     network: Prefix | None = None
     subnet: Prefix | None = None
     network6: Prefix | None = None
     subnet6: Prefix | None = None
+    mtu: int | None = None
+    ip_masq: bool = False
 
     @property
     def subnets(self) -> tuple[Prefix, ...]:
@@ -367,4 +372,12 @@ def parse_subnet_env(text: str) -> SubnetEnv:
         items = [p for p in found if p is not None and p.family == family]
         return items[0] if len(items) == 1 else None
 
-    return SubnetEnv(only("FLANNEL_NETWORK", 4), only("FLANNEL_SUBNET", 4), only("FLANNEL_IPV6_NETWORK", 6), only("FLANNEL_IPV6_SUBNET", 6))
+    mtu = values.get("FLANNEL_MTU", "")
+    return SubnetEnv(
+        network=only("FLANNEL_NETWORK", 4),
+        subnet=only("FLANNEL_SUBNET", 4),
+        network6=only("FLANNEL_IPV6_NETWORK", 6),
+        subnet6=only("FLANNEL_IPV6_SUBNET", 6),
+        mtu=int(mtu) if mtu.isascii() and mtu.isdigit() and 0 < int(mtu[:6]) <= 65535 else None,
+        ip_masq=values.get("FLANNEL_IPMASQ") == "true",
+    )

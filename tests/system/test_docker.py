@@ -1,0 +1,179 @@
+"""The seed's own picture: containers behind docker0, on two nodes with a dockerd each, over flannel.1."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.system.conftest import TWEED, Lab, eventually, running, tweed
+
+APPLETS = ("sh", "ip", "ping", "nc", "sleep", "cat", "sha256sum", "dd")
+TEN_MEGABYTES = 10 << 20
+
+
+def image() -> bytes:
+    """A root file system that is busybox alone."""
+    busybox = Path("/bin/busybox").read_bytes()
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        entry = tarfile.TarInfo("bin/busybox")
+        entry.size, entry.mode = len(busybox), 0o755
+        tar.addfile(entry, io.BytesIO(busybox))
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return file.getvalue()
+
+
+class Engine:
+    """A dockerd in a node's namespace, with all of its files below `home`."""
+
+    def __init__(self, lab: Lab, node: str, home: Path, options: list[str]) -> None:
+        self.socket = home / "sock"
+        inside = ["nsenter", f"--net=/run/netns/{lab.netns(node)}", "--", "/usr/sbin/dockerd"]
+        places = ["--data-root", f"{home}/data", "--exec-root", f"{home}/exec", "--pidfile", f"{home}/pid", "-H", f"unix://{self.socket}"]
+        quiet = ["--iptables=false", "--ip6tables=false", "--userland-proxy=false", "--default-ulimit", "nofile=1024:1024", "--storage-driver", "vfs"]
+        home.mkdir()
+        self.log = (home / "log").open("wb")
+        self.process = subprocess.Popen(
+            [*inside, *places, *quiet, *options], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True
+        )
+
+    def docker(self, *words: str, data: bytes | None = None, check: bool = True) -> bytes:
+        done = subprocess.run(["/usr/bin/docker", "-H", f"unix://{self.socket}", *words], input=data, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0 or not check, f"docker {' '.join(words)}: {done.stderr.decode()}{Path(self.log.name).read_text()[-2000:]}"
+        return done.stdout
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, Path(self.log.name).read_text()[-2000:]
+        return bool(self.docker("version", "--format", "{{.Server.Version}}", check=False).strip())
+
+    def end(self) -> None:
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            for container in self.docker("ps", "-aq").decode().split():
+                self.docker("rm", "-f", container)
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Lab]:
+    """Without pods: the subnets are Docker's."""
+    with running(f"d{os.getpid()}", "--pods-per-node", "0") as made:
+        yield made
+
+
+def docker_opts(lab: Lab, node: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return lab.tweed("exec", node, "--", *TWEED, "docker-opts", *words)
+
+
+@contextlib.contextmanager
+def engines(lab: Lab, home: Path, *nodes: str) -> Iterator[list[Engine]]:
+    with contextlib.ExitStack() as stack:
+        started = []
+        for node in nodes:
+            options = docker_opts(lab, node, "-c", "-k", "O").stdout.removeprefix('O="').rstrip('"\n').split()
+            assert any(option.startswith("--bip=10.244.") for option in options)
+            started.append(Engine(lab, node, home / node, options))
+            stack.callback(started[-1].end)
+        for engine in started:
+            eventually(engine.answers, "dockerd answers", 40)
+            engine.docker("import", "-", "tweed-test:1", data=image())
+        yield started
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Short: a unix socket's path has 108 bytes, and containerd's are deep."""
+    with tempfile.TemporaryDirectory(prefix="tweed-d", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def test_containers_of_docker_run_talk_over_the_overlay(own: Lab, home: Path) -> None:
+    with engines(own, home, "master", "node2") as (here, there):
+        here.docker("run", "-d", "--name", "one", "tweed-test:1", "/bin/sleep", "600")
+        there.docker("run", "-d", "--name", "two", "tweed-test:1", "/bin/sleep", "600")
+        a, b = (json.loads(engine.docker("inspect", name))[0]["NetworkSettings"] for engine, name in ((here, "one"), (there, "two")))
+        assert (a["IPAddress"], a["Gateway"], b["IPAddress"], b["Gateway"]) == ("10.244.0.2", "10.244.0.1", "10.244.2.2", "10.244.2.1")
+        assert b"mtu 1450" in here.docker("exec", "one", "ip", "link", "show", "eth0")
+        assert b"3 packets received" in here.docker("exec", "one", "ping", "-c3", "-i0.2", "-W5", b["IPAddress"])
+
+        listener = ["/usr/bin/docker", "-H", f"unix://{there.socket}", "exec", "-i", "two", "sh", "-c", "nc -l -p 9 | sha256sum"]
+        sink = subprocess.Popen(listener, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # at the end of its input it would hang up
+        eventually(lambda: b":0009" in there.docker("exec", "two", "cat", "/proc/net/tcp6", "/proc/net/tcp"), "the sink listens")
+        data = os.urandom(1 << 20) * (TEN_MEGABYTES >> 20)
+        here.docker("exec", "-i", "one", "nc", "-w", "20", b["IPAddress"], "9", data=data)
+        assert sink.communicate(timeout=60)[0].split()[0].decode() == hashlib.sha256(data).hexdigest()
+
+        # The node's own pods must not take the same addresses.
+        status = own.agent("master")
+        assert status["problems"] == []
+        done = own.tweed("exec", "master", "--", "ip", "link", "show", "cni0")
+        assert done.returncode == 1
+
+
+def test_a_changed_subnet_is_said(own: Lab) -> None:
+    own.run("node1", "ip link add docker0 type bridge && ip addr add 10.244.9.1/24 dev docker0 && ip link set docker0 up")
+    try:
+        problems = eventually(lambda: [p for p in own.agent("node1")["problems"] if p["subject"] == "docker0"], "the agent sees docker0", 40)
+        assert problems[0]["id"] == "bridge-subnet" and "has 10.244.9.1/24, but this node's subnet is 10.244.1.0/24" in problems[0]["text"]
+    finally:
+        own.run("node1", "ip link del docker0")
+
+
+def test_files(own: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "daemon.json"
+    file.write_text('{"debug": true, "bip": "10.244.7.1/24"}')
+    done = docker_opts(own, "node1", "--daemon-json", str(file))
+    assert (
+        done.returncode == 0
+        and done.stdout == f"wrote {file}: docker0 is 10.244.1.1/24, which is another than before; it takes effect when dockerd is restarted\n"
+    )
+    assert json.loads(file.read_text()) == {"debug": True, "bip": "10.244.1.1/24", "ip-masq": False, "mtu": 1450}
+    assert docker_opts(own, "node1", "--daemon-json", str(file)).stdout == f"{file} says so already\n"
+    environment = tmp_path / "docker_opts.env"
+    assert docker_opts(own, "node1", "-d", str(environment), "--split").returncode == 0
+    assert environment.read_text().splitlines() == [
+        'DOCKER_OPT_BIP="--bip=10.244.1.129/25"',
+        'DOCKER_OPT_IPMASQ="--ip-masq=false"',
+        'DOCKER_OPT_MTU="--mtu=1450"',
+        'DOCKER_OPTS=" --bip=10.244.1.129/25 --ip-masq=false --mtu=1450 "',
+    ]
+    done = tweed("docker-opts", "-f", str(tmp_path / "none"))
+    assert done.returncode == 1 and done.stderr == f"tweed: {tmp_path}/none: it is not there; the agent writes it when it has a lease, see tweed status\n"
+
+
+def test_pods_and_docker_share_no_address(own: Lab) -> None:
+    """On one subnet: refused. Split: pods in the lower half, Docker in the upper one."""
+    own.run("node1", "ip link add docker0 type bridge && ip addr add 10.244.1.1/24 dev docker0 && ip link set docker0 up")
+    request = {"container_id": "c1", "ifname": "eth0", "netns": f"/run/netns/{own.name}-node1-x"}
+    subprocess.run(["ip", "netns", "add", f"{own.name}-node1-x"], check=True)
+    try:
+        with pytest.raises(Exception, match=r"docker0 has 10\.244\.1\.1/24, so its containers and the pods would share 10\.244\.1\.0/24"):
+            own.agent("node1", "POST", "/v1/attachments", request)
+        own.run("node1", "ip addr del 10.244.1.1/24 dev docker0; ip addr add 10.244.1.129/25 dev docker0")
+        answer = own.agent("node1", "POST", "/v1/attachments", request)
+        assert answer["addresses"] == ["10.244.1.2/25"]
+        assert "10.244.1.1/25" in own.run("node1", "ip -o addr show dev cni0")
+        done = docker_opts(own, "node1")
+        assert done.returncode == 1 and "cni0 has 10.244.1.1/25, so its pods and Docker's containers would share 10.244.1.0/24: use --split" in done.stderr
+        assert docker_opts(own, "node1", "--split").returncode == 0
+    finally:
+        own.agent("node1", "DELETE", "/v1/attachments/c1/eth0")
+        own.run("node1", "ip link del docker0")
+        subprocess.run(["ip", "netns", "del", f"{own.name}-node1-x"], check=True)
