@@ -10,8 +10,8 @@ from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.agent import membership as module
 from tweed.agent.membership import Membership, other_macs, other_subnets
 from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
-from tweed.model import Endpoint, Junk, Lease, LeaseRecord, Owner
-from tweed.stores import TTL_S, Event, Snapshot
+from tweed.model import UNKNOWN_S, Endpoint, Junk, Lease, LeaseRecord, Owner
+from tweed.stores import JUNK_MAX, MORE_JUNK, TTL_S, Event, Snapshot
 
 ME, OTHER, MY_CLONE = Owner("a", "boot"), Owner("b", "boot"), Owner("a", "another boot")
 MARGIN_S = 3600.0
@@ -65,6 +65,9 @@ class Memory:
             raise Conflict("changed")
         self.writes.append("update")
         return self.put(lease, owner, None if now.ttl_s is None else ttl_s)
+
+    async def timed(self, records):
+        return tuple(records)
 
     async def watch(self, revision: int):
         while True:
@@ -210,6 +213,35 @@ async def test_somebody_else_under_our_key_fences_us(place: Place, theirs: Lease
     assert place.membership.next_s is None
 
 
+async def test_our_subnet_under_another_key_fences_us_when_our_lease_has_ended(place: Place):
+    """With the other family beside it the key is another one, which create-if-absent does not see."""
+    await place.join()
+    both = Lease(lease(host="192.168.2.2").v4, Endpoint(Prefix.parse("fd00:0:0:1::/64")))
+    place.store.records.clear()
+    place.store.put(both, OTHER)
+    await place.see()
+    assert await place.membership.publish(MINE) is True
+    assert place.store.writes == [] and "now belongs to b" in place.membership.fenced
+
+
+async def test_a_lease_of_half_the_network_does_not_keep_ours_from_coming_back(place: Place):
+    await place.join()
+    place.store.records.clear()
+    place.store.put(Lease(Endpoint(Prefix.parse("10.244.0.0/17"), parse_address("192.168.2.9"))), None)
+    await place.see()
+    await place.membership.publish(MINE)
+    assert place.store.writes == ["create"] and not place.membership.fenced
+
+
+async def test_what_came_back_without_saying_when_it_ends_is_renewed_at_once(place: Place):
+    """The answer to our own write was lost, and etcd does not say with a key when it ends."""
+    await place.join()
+    place.store.put(MINE, ME, UNKNOWN_S)
+    await place.see()
+    await place.membership.publish(MINE)
+    assert place.store.writes == ["update"] and TTL_S - MARGIN_S - 5 < place.membership.next_s < TTL_S
+
+
 async def test_our_own_lease_written_by_hand_without_owner_is_taken_back(place: Place):
     await place.join()
     place.store.put(MINE, None)
@@ -254,6 +286,24 @@ async def test_a_store_that_cannot_be_written_is_tried_again(place: Place, error
         "lease 10.244.1.0/24 renewed in the store",
         "the store answers again after 0 s",
     ]
+
+
+async def test_an_absence_is_said_once_whatever_each_try_says(place: Place):
+    for text in ("a: refused", "b: refused", "a: no answer"):
+        place.membership.lost(StoreUnavailable(text))
+    assert len(place.lines) == 1 and place.membership.down_why == "a: no answer"
+
+
+async def test_junk_is_bounded_however_it_comes(place: Place):
+    await place.join()
+    junk = [Junk(f"junk{n}", "no lease") for n in range(JUNK_MAX + 50)]
+    place.store.junk = tuple(junk)
+    await place.see()
+    assert len(place.membership.junk) == JUNK_MAX + 1 and MORE_JUNK in place.membership.junk
+    place.membership.see_events(tuple(Event(100 + n, f"more{n}", junk=Junk(f"more{n}", "no lease")) for n in range(50)))
+    assert len(place.membership.junk) == JUNK_MAX + 1
+    place.membership.see_events((Event(200, MINE.key, junk=Junk(MINE.key, "overwritten")),))
+    assert MINE.key in place.membership.junk, "what lies under our own key is always known"
 
 
 async def until(condition) -> None:

@@ -31,7 +31,7 @@ from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
 from tweed.agent.site import Site
 from tweed.config import Settings
-from tweed.errors import KernelError, StoreError, TweedError, UsageError
+from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, Owner, Vtep
@@ -47,8 +47,8 @@ T = TypeVar("T")
 RETRY_S = (1.0, 60.0)
 
 
-class ConfigChanged(Exception):
-    """The stored configuration is another one now: start over with it. The data plane stays meanwhile."""
+class StartOver(Exception):
+    """Something that was decided at the start no longer holds: decide again. The data plane stays meanwhile. Says what."""
 
 
 class Agent:
@@ -91,6 +91,9 @@ class Agent:
         self.exclusive = Exclusive()
         self.ears = Ears(self.dataplane, self.look_again)
         self.told: set[str] = set()
+        self.talk: asyncio.Task[bool] | None = None
+        self.waiting_since: float | None = None
+        self.start_over = ""
 
     # ---- life ------------------------------------------------------------------------------------------------
 
@@ -105,8 +108,8 @@ class Agent:
             while True:
                 try:
                     await self._serve_network()
-                except ConfigChanged:
-                    log.info("the network configuration changed: starting over with it")
+                except StartOver as reason:
+                    log.info("%s: starting over", reason)
 
     async def _close_store(self) -> None:
         if self.store is not None:
@@ -139,20 +142,26 @@ class Agent:
         try:
             await self._keep_right(follower)
         finally:
-            follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await follower
+            for task in filter(None, (follower, self.talk)):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StartOver):
+                    await task
+            self.talk = None
 
     async def _insist(self, step: Callable[[], Awaitable[T]]) -> T:
         """Try a start-up step until it succeeds; its reason stands in the status meanwhile. What can never work (UsageError) ends the agent."""
         backoff = Backoff()
         while True:
             try:
-                return await step()
+                done = await step()
+                self.waiting_since = None
+                return done
             except UsageError:
                 raise
             except TweedError as error:
                 self.reason = str(error)
+                if isinstance(error, StoreUnavailable):
+                    self.waiting_since = self.waiting_since or time.time()
                 log.warning("waiting: %s", error)
                 await backoff.pause()
 
@@ -302,8 +311,10 @@ class Agent:
         follower.add_done_callback(lambda _: self.wake.set())
         tick, ticked = self.settings.resync or math.inf, time.monotonic()
         while True:
-            renewal = None if self.paused else self.membership.next_s
-            wait = min(ticked + tick - time.monotonic(), math.inf if renewal is None else renewal)
+            talking = self.talk is not None and not self.talk.done()
+            renewal = None if self.paused or talking else self.membership.next_s
+            renew_at = math.inf if renewal is None else time.monotonic() + renewal
+            wait = min(ticked + tick, renew_at) - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 # Not wait_for(): until Python 3.12 it forgets a cancellation that comes together with the event.
                 async with asyncio.timeout(None if wait == math.inf else max(wait, 0.0)):
@@ -313,10 +324,16 @@ class Agent:
             if time.monotonic() >= ticked + tick:  # also when events never leave a pause as long as that
                 reasons.add("tick")
                 ticked = time.monotonic()
-            if follower.done():
-                follower.result()
-            if not self.paused:
-                await self._pass(reasons or {"renewal"})
+            if time.monotonic() >= renew_at:
+                reasons.add("renewal")
+            for task in filter(None, (follower, self.talk)):
+                if task.done():
+                    task.result()
+            if self.start_over:
+                why, self.start_over = self.start_over, ""
+                raise StartOver(why)
+            if reasons and not self.paused:
+                await self._pass(reasons)
                 if reasons != {"lease"}:
                     await self._rest(min(3 * self.report.duration_s, 5.0))
 
@@ -337,12 +354,9 @@ class Agent:
 
     async def _pass(self, reasons: set[str]) -> None:
         """One turn: screen, mend, publish, and remember how it went."""
-        assert self.membership is not None
-        if "tick" in reasons:
-            await self._check_configuration()
         try:
             report = await self._mend(reasons)
-            await self.membership.publish(self.lease())
+            self._tell_store(look="tick" in reasons)
         except KernelError as error:  # a device that went between two questions, an answer that was lost
             report = Report(device_failures={"kernel": str(error)})
         except OSError as error:
@@ -350,6 +364,24 @@ class Agent:
                 raise
             report = Report(device_failures={"open files": f"{error.strerror}: raise LimitNOFILE, or end who holds the agent's connections open"})
         self._finish(report, reasons)
+
+    def _tell_store(self, *, look: bool) -> None:
+        """Publish, and with `look` read the configuration, beside the loop: a store that takes its time holds up no repair."""
+        if self.talk is None or self.talk.done():
+            self.talk = asyncio.create_task(self._talk(self.lease(), look))
+            self.talk.add_done_callback(self._talked)
+
+    async def _talk(self, lease: Lease, look: bool) -> bool:
+        assert self.membership is not None
+        if look:
+            await self._check_configuration()
+        return await self.membership.publish(lease)
+
+    def _talked(self, task: asyncio.Task[bool]) -> None:
+        """Back in the loop: another pass where something changed, else only the next renewal is to be waited for."""
+        if not task.cancelled() and task.exception() is None and task.result():
+            self.look_again("published")
+        self.wake.set()
 
     async def _mend(self, reasons: set[str]) -> Report:
         assert self.membership is not None and self.screening is not None and self.site is not None and self.membership.own is not None
@@ -416,6 +448,8 @@ class Agent:
 
     async def _check_configuration(self) -> None:
         assert self.store is not None and self.membership is not None
+        if self.membership.down_since is not None:
+            return
         try:
             text = await self.store.config()
         except StoreError:
@@ -431,11 +465,13 @@ class Agent:
         except UsageError as error:
             self.problems["config"] = Problem("config", self.settings.store, f"the new configuration is wrong, the old one stays in force: {error}")
             return
+        except KernelError:
+            return  # the next tick asks again
         self.problems.pop("config", None)
         if network == self.network:
             self.network_text = text
             return
-        raise ConfigChanged
+        raise StartOver("the network configuration changed")
 
     # ---- what others see -----------------------------------------------------------------------------------------
 
@@ -447,13 +483,27 @@ class Agent:
     def fenced(self) -> str:
         return self.membership.fenced if self.membership is not None else ""
 
+    @property
+    def store_away_since(self) -> float | None:
+        """When the store stopped answering, in seconds since 1970; None while it answers."""
+        return self.membership.down_since if self.membership is not None and self.membership.down_since is not None else self.waiting_since
+
+    def acquire(self) -> str:
+        """Have a fenced node take another subnet; what is to be said of it. The node's pods keep their addresses, which are another node's."""
+        if not self.fenced:
+            return f"lease {self.lease()} is this node's: nothing to do"
+        self.start_over = "told to acquire another lease"
+        self.wake.set()
+        return "acquiring another lease"
+
     def all_problems(self) -> list[Problem]:
         found = [*self.problems.values(), *self.bridge_problems, *self.firewall.problems, *self.screened.problems]
         found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
         found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
         if self.membership is not None and self.membership.fenced:
             found.append(Problem("fenced", self.owner.node, self.membership.fenced))
-        if self.membership is not None and self.membership.down_since is not None:
-            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.membership.down_since))
-            found.append(Problem("store-away", self.settings.store, f"does not answer since {since}: {self.membership.down_why}"))
+        if (away := self.store_away_since) is not None:
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(away))
+            why = self.membership.down_why if self.membership is not None else ""
+            found.append(Problem("store-away", self.settings.store, f"does not answer since {since}: {why or self.reason}"))
         return found

@@ -61,6 +61,7 @@ class Api:
             web.get("/v1/status", self.get_status),
             web.post("/v1/pause", self.pause),
             web.post("/v1/resume", self.resume),
+            web.post("/v1/acquire", self.acquire),
             web.post("/v1/stop", self.post_stop),
             web.get("/v1/attachments", self.get_attachments),
             web.post("/v1/attachments", self.post_attachment),
@@ -93,6 +94,10 @@ class Api:
         log.info("resumed")
         self.agent.look_again("resume")
         return json({"paused": False})
+
+    async def acquire(self, _: web.Request) -> web.Response:
+        self._changing()
+        return json({"said": self.agent.acquire()})
 
     async def post_stop(self, _: web.Request) -> web.Response:
         log.info("told to end through the socket")

@@ -13,6 +13,7 @@ from tweed.agent.membership import Membership, other_macs, other_subnets
 from tweed.errors import Conflict, StoreError, UsageError
 from tweed.model import Endpoint, Lease, LeaseRecord, Owner
 from tweed.plan.subnets import Rival, adopt, choose, elder_rival, vtep_mac
+from tweed.stores import LeaseStore
 from tweed.wire.flannel import Network, SubnetEnv, parse_key
 
 RACES = 10
@@ -73,13 +74,22 @@ def decide(records: dict[str, LeaseRecord], junk: Iterable[str], request: Reques
     return Decision(_lease(r, v4, v6, left, own_key), adoption.record, adoption.delete, adoption.rivals)
 
 
+async def with_ends(store: LeaseStore, records: dict[str, LeaseRecord], request: Request) -> dict[str, LeaseRecord]:
+    """The same, but of leases with this node's address that nobody signed it is known when they end: that tells whether their holder lives."""
+    hosts = {request.public_ip, request.public_ip6} - {None}
+    unsigned = [r for r in records.values() if r.owner is None and any(e.public_ip in hosts for e in r.lease.endpoints)]
+    return records | {r.key: r for r in await store.timed(unsigned)}
+
+
 async def acquire(membership: Membership, request: Request) -> LeaseRecord:
     """A lease for this node, written to the store. Raises StoreError, OutOfSubnets when none is free, UsageError beside nodes of another backend."""
     store = membership.store
+    refused: set[str] = set()  # keys that exist though they are not among the leases: more junk than is kept
     for _ in range(RACES):
         membership.see_snapshot(await store.snapshot())
         check_backend_reading(request.network, membership.records.values())
-        decision = decide(membership.records, membership.junk, request, random.randrange)
+        records = await with_ends(store, membership.records, request)
+        decision = decide(records, {*membership.junk, *refused}, request, random.randrange)
         for rival in decision.rivals:
             log.error("%s", rival)
         try:
@@ -96,6 +106,7 @@ async def acquire(membership: Membership, request: Request) -> LeaseRecord:
             log.info("lease %s overlaps %s, which is older: choosing again", record.lease, elder.lease)
             await store.delete(record)
         except Conflict as error:
+            refused.add(decision.lease.key)
             log.info("lost a race for a lease (%s): choosing again", error)
     raise StoreError(f"lost {RACES} races for a lease in a row: trying again")
 

@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import Iterator
 
+import msgspec
+
 from tweed.agent import claim, files
 from tweed.agent.dataplane import Dataplane
 from tweed.agent.firewall import rehearse, wish
@@ -27,7 +29,10 @@ async def _stored(settings: Settings) -> tuple[str | None, Snapshot]:
         return None, Snapshot(0, ())
     store = open_store(settings)
     try:
-        return await store.config(), await store.snapshot()
+        snapshot = await store.snapshot()
+        # When those end that nobody signed tells whether their holders live.
+        ends = {r.key: r for r in await store.timed([r for r in snapshot.records if r.owner is None])}
+        return await store.config(), msgspec.structs.replace(snapshot, records=tuple(ends.get(r.key, r) for r in snapshot.records))
     finally:
         await store.close()
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from tweed.addr import Prefix
 from tweed.agent.log import log
 from tweed.errors import Compacted, Conflict, StoreError
-from tweed.model import Junk, Lease, LeaseRecord, Owner
-from tweed.stores import TTL_S, Event, LeaseStore, Snapshot
+from tweed.model import UNKNOWN_S, Junk, Lease, LeaseRecord, Owner
+from tweed.stores import JUNK_MAX, MORE_JUNK, TTL_S, Event, LeaseStore, Snapshot
 
 BACKOFF_S = (0.1, 5.0)
 CLONE = "another machine named"
@@ -69,6 +69,7 @@ class Membership:
             except Compacted:
                 log.info("the store no longer keeps the changes since revision %d: reading all leases again", self.revision)
                 broken = True
+                await backoff.pause()
             except StoreError as error:
                 self.lost(error)
                 broken = True
@@ -77,7 +78,9 @@ class Membership:
     def see_snapshot(self, snapshot: Snapshot) -> None:
         self.found()
         self.records = {record.key: record for record in snapshot.records}
-        self.junk = {junk.key: junk for junk in snapshot.junk}
+        self.junk = {}
+        for junk in snapshot.junk:
+            self._note_junk(junk)
         self.revision = snapshot.revision
         self.woke(None)
 
@@ -92,15 +95,23 @@ class Membership:
             if event.record is not None:
                 self.records[event.key] = event.record
             elif event.junk is not None:
-                self.junk[event.key] = event.junk
+                self._note_junk(event.junk)
             self.revision = event.revision
         self.woke({event.key for event in events})
 
+    def _note_junk(self, junk: Junk) -> None:
+        """All of it is never kept: but always what lies under our own key."""
+        if len(self.junk) < JUNK_MAX or junk.key in self.junk or (self.own is not None and junk.key == self.own.key):
+            self.junk[junk.key] = junk
+        else:
+            self.junk[MORE_JUNK] = Junk(MORE_JUNK, f"more keys are no leases; the first {JUNK_MAX} are named")
+
     def lost(self, error: StoreError) -> None:
+        """Said once: for how long and why it lasts, the status says."""
         if self.down_since is None:
             self.down_since, self.down_at = time.time(), boottime()
+            log.warning("the store does not answer: %s; forwarding goes on with what is programmed", error)
         self.down_why = str(error)
-        log.warning("the store does not answer: %s; forwarding goes on with what is programmed", error)
 
     def found(self) -> None:
         if self.down_since is not None:
@@ -126,35 +137,36 @@ class Membership:
         self.own, self.read_at, self.fenced = record, boottime(), ""
         self.records[record.key] = record
 
-    async def publish(self, lease: Lease) -> None:
-        """Make the store say `lease` for this node: create it again where it is gone, correct it, renew it in time.
+    async def publish(self, lease: Lease) -> bool:
+        """Make the store say `lease` for this node: create it again where it is gone, correct it, renew it in time. True when anything changed.
 
         Somebody else under our key fences this node: it stops writing and says so; what is programmed stays.
         """
         if self.own is None or self.fenced:
-            return
+            return False
         self.failed = False
         now = self.own_now
         if (other := self._usurper(now, lease)) or self.own.key in self.junk:
             self.fence(other or "something that is no lease")
-            return
+            return True
         try:
             if now is None:
                 log.warning("lease %s is gone from the store: claiming it again", lease)
                 self.hold(await self.store.create(lease, self.owner, None if self.own.ttl_s is None else TTL_S))
-            elif now.lease != lease or now.owner != self.owner or self.due:
+            elif now.lease != lease or now.owner != self.owner or self.due or (now.revision != self.own.revision and now.ttl_s == UNKNOWN_S):
                 self.hold(await self.store.update(now, lease, self.owner, TTL_S))
                 log.info("lease %s renewed in the store", lease)
             else:
                 if now.revision != self.own.revision:
                     self.hold(now)
-                return
+                return False
             self.found()
         except Conflict:
             await self._read_again()
         except StoreError as error:
             self.failed = True
             self.lost(error)
+        return not self.failed
 
     async def _read_again(self) -> None:
         try:
@@ -166,7 +178,9 @@ class Membership:
     def _usurper(self, now: LeaseRecord | None, lease: Lease) -> str:
         """Who else has written our key, "" when it was nobody. Our own name is no proof: cloned machines share it."""
         assert self.own is not None
-        if now is None or now.revision <= self.own.revision:
+        if now is None:
+            return self._successor()
+        if now.revision <= self.own.revision:
             return ""
         hosts = {None, *(e.public_ip for e in lease.endpoints), *(e.public_ip for e in self.own.lease.endpoints)}
         elsewhere = any(e.public_ip not in hosts for e in now.lease.endpoints)
@@ -175,6 +189,15 @@ class Membership:
         if now.owner.node != self.owner.node:
             return now.owner.node
         return f"{CLONE} {now.owner.node}" if elsewhere or now.owner.boot_id != self.owner.boot_id else ""
+
+    def _successor(self) -> str:
+        """Who has our subnet under another key, which the store's comparison of keys does not see: with the other family beside it, or without."""
+        assert self.own is not None
+        ours = {e.subnet for e in self.own.lease.endpoints}
+        for record in self.records.values():
+            if any(e.subnet in ours for e in record.lease.endpoints):
+                return record.owner.node if record.owner is not None else "a node that keeps no owner record"
+        return ""
 
     @property
     def next_s(self) -> float | None:
@@ -194,7 +217,11 @@ class Membership:
     def fence(self, other: str) -> None:
         assert self.own is not None
         # A machine of the same name would take the lease back when it starts again, and fence the other.
-        way_out = "give one of the two another name (--node-name) and remove its subnet.env" if CLONE in other else "restart the agent to get another subnet"
+        way_out = (
+            "give one of the two another name (--node-name) and remove its subnet.env"
+            if CLONE in other
+            else "tweed lease acquire, or a restart of the agent, takes another subnet"
+        )
         self.fenced = (
             f"lease {self.own.lease} now belongs to {other}: this node no longer writes it and takes no new attachments; "
             f"existing pods keep their connections; {way_out}"

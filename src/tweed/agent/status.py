@@ -44,8 +44,8 @@ def document(agent: Agent) -> dict[str, Any]:
         "store": {
             "url": agent.settings.store,
             "flags": list(agent.settings.store_flags),
-            "answers": membership is not None and membership.down_since is None,
-            "away_since": _time(membership.down_since) if membership is not None and membership.down_since else None,
+            "answers": membership is not None and agent.store_away_since is None,
+            "away_since": _time(agent.store_away_since) if agent.store_away_since is not None else None,
             "revision": membership.revision if membership is not None else None,
         },
         "lease": None

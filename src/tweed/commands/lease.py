@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
+from pathlib import Path
 from typing import Any
 
 import click
 
 from tweed.addr import Prefix, format_address, format_mac, parse_address
-from tweed.commands.common import json_option, print_json, store_option, with_store
+from tweed.agent.client import call
+from tweed.commands.common import agent_socket, json_option, print_json, socket_option, store_option, with_store
 from tweed.config import Settings
 from tweed.errors import Conflict, TweedError, UsageError
 from tweed.model import UNKNOWN_S, Endpoint, Lease, LeaseRecord
 from tweed.stores import LeaseStore, Snapshot
 from tweed.wire.flannel import parse_network
+
+ACQUIRE_S = 30.0
 
 
 @click.group()
@@ -149,3 +154,19 @@ def release(subnet: str, settings: Settings) -> None:
 
     record = with_store(settings, use)
     click.echo(f"released {record.lease}{f', which {record.owner.node} held' if record.owner else ''}", err=True)
+
+
+@lease.command()
+@socket_option
+def acquire(socket_path: Path | None) -> None:
+    """Have this node's agent take another subnet, after another node has taken its own. Its present pods have to be made anew."""
+    path = agent_socket(socket_path)
+    click.echo(call(path, "POST", "/v1/acquire")["said"], err=True)
+    deadline = time.monotonic() + ACQUIRE_S
+    while time.monotonic() < deadline:
+        document = call(path, "GET", "/v1/status")
+        if document["ready"]:
+            click.echo(", ".join(filter(None, (document["subnet"], document["subnet6"]))))
+            return
+        time.sleep(0.1)
+    raise TweedError(f"this node is not ready after {ACQUIRE_S:g} s: {document['reason']}")

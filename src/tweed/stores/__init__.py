@@ -20,6 +20,7 @@ from tweed.model import Junk, Lease, LeaseRecord, Owner
 TTL_S = 86400.0
 # So many keys that are no leases are named; whoever fills a store with rubbish does not fill the memory of all nodes.
 JUNK_MAX = 1000
+MORE_JUNK = "(more)"
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class Event(msgspec.Struct, frozen=True):
 
 def more_junk(count: int) -> Junk:
     """What stands for those that are not named."""
-    return Junk("(more)", f"{count} more keys are no leases; the first {JUNK_MAX} are named")
+    return Junk(MORE_JUNK, f"{count} more keys are no leases; the first {JUNK_MAX} are named")
 
 
 class LeaseStore(Protocol):
