@@ -23,7 +23,10 @@ SOCKET_NAME = "agent.sock"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What one agent was told. Durations in seconds unless the name says otherwise."""
+    """What one agent was told. Durations in seconds unless the name says otherwise.
+
+    `pod`: namespace and name of the pod that it runs in, when only Kubernetes can tell the node's name.
+    """
 
     node_name: str
     store: str
@@ -34,6 +37,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     etcd_cafile: Path | None = None
     etcd_username: str = ""
     etcd_password: str = ""
+    kube_api_url: str = ""
+    kubeconfig_file: Path | None = None
+    kube_annotation_prefix: str = "flannel.alpha.coreos.com"
+    set_node_network_unavailable: bool = True
+    pod: tuple[str, str] | None = None
     iface: tuple[str, ...] = ()
     iface_regex: tuple[str, ...] = ()
     iface_can_reach: str = ""
@@ -70,6 +78,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             files = (("keyfile", self.etcd_keyfile), ("certfile", self.etcd_certfile), ("cafile", self.etcd_cafile))
             flags += [f"--etcd-{name}={path.absolute()}" for name, path in files if path is not None]
             flags += [f"--etcd-username={self.etcd_username}"] if self.etcd_username else []
+        elif self.store == "kube":
+            flags += [f"--kubeconfig-file={self.kubeconfig_file.absolute()}"] if self.kubeconfig_file else []
+            flags += [f"--kube-api-url={self.kube_api_url}"] if self.kube_api_url else []
+            flags += [f"--kube-annotation-prefix={self.kube_annotation_prefix}", f"--net-config-path={self.net_config_path.absolute()}"]
         return tuple(flags)
 
     @property
@@ -82,7 +94,7 @@ class Option(msgspec.Struct, frozen=True):
     """One setting: its flag, how its text is read, and a line of help. `kind` ignored: accepted with one warning."""
 
     name: str
-    kind: Literal["text", "list", "commas", "bool", "minutes", "seconds", "port", "ip", "ipv4", "ipv6", "path", "ignored", "refused"]
+    kind: Literal["text", "list", "commas", "bool", "minutes", "seconds", "port", "ip", "ipv4", "ipv6", "path", "ignored"]
     help: str
     metavar: str = ""
 
@@ -92,16 +104,15 @@ class Option(msgspec.Struct, frozen=True):
 
 
 NO_MEANING = "flannel's; has no meaning in tweed"
-NOT_HERE = "flannel's; this version of tweed keeps its leases in SQLite only"
 
 IGNORED = (
-    *("kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "set-node-network-unavailable", "iptables-resync", "ip-blackhole-route"),
+    *("iptables-resync", "ip-blackhole-route"),
     *("v", "vmodule", "log_backtrace_at", "alsologtostderr", "logtostderr", "stderrthreshold", "log_dir"),
 )
 
 # What says where the leases are: of the agent, and of every command that looks into its store.
 STORE_OPTIONS = (
-    Option("store", "text", "who holds which subnet; default: store.db in the state directory, etcd where endpoints are given", "sqlite:///PATH|etcd"),
+    Option("store", "text", "who holds which subnet; default: store.db in the state directory, etcd where endpoints are given", "sqlite:///PATH|etcd|kube"),
     Option("etcd-endpoints", "commas", "client URLs of etcd's members; default http://127.0.0.1:4001,http://127.0.0.1:2379", "URL,…"),
     Option("etcd-prefix", "text", "the path that all keys are below; default /coreos.com/network", "PATH"),
     Option("etcd-cafile", "path", "who signed etcd's certificates (PEM); default: the system's authorities", "FILE"),
@@ -109,11 +120,16 @@ STORE_OPTIONS = (
     Option("etcd-keyfile", "path", "its key (PEM)", "FILE"),
     Option("etcd-username", "text", "etcd's user for this node", "NAME"),
     Option("etcd-password", "text", "its password; better in TWEED_ETCD_PASSWORD, since others can read a command line", "PASSWORD"),
+    Option("kubeconfig-file", "path", "how to reach Kubernetes' API server; default: the pod's service account", "FILE"),
+    Option("kube-api-url", "text", "its address, when it is another than the kubeconfig's", "URL"),
+    Option("kube-annotation-prefix", "text", "what the annotations of Nodes begin with; default flannel.alpha.coreos.com", "PREFIX"),
 )
 
 OPTIONS: tuple[Option, ...] = (
     *STORE_OPTIONS,
-    Option("net-config-path", "path", "network configuration (flannel's JSON) that seeds an empty store", "FILE"),
+    Option("kube-subnet-mgr", "bool", "the same as --store kube"),
+    Option("set-node-network-unavailable", "bool", "set the Node's condition NetworkUnavailable to False; default true"),
+    Option("net-config-path", "path", "network configuration (flannel's JSON): Kubernetes' only one, and what an empty store of another kind gets", "FILE"),
     Option("node-name", "text", "this node's name; default $NODE_NAME, else the hostname", "NAME"),
     Option("iface", "list", "underlay: an interface's name or address; the first that exists wins", "NAME|IP"),
     Option("iface-regex", "list", "underlay: expression matched against addresses, then names", "REGEX"),
@@ -131,13 +147,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("state-dir", "path", "what survives a reboot: store, attachments, notes for cleanup", "DIR"),
     Option("resync", "seconds", "look at everything again this often even when nothing happened; 0 turns it off", "SECONDS"),
     Option("dry-run", "bool", "print the commands that would be run, change nothing"),
-    *(Option(name, "refused", NOT_HERE) for name in ("kube-subnet-mgr",)),
     *(Option(name, "ignored", NO_MEANING) for name in IGNORED),
 )
-SELECTING = ("store", "etcd-endpoints")
+SELECTING = ("store", "etcd-endpoints", "kube-subnet-mgr")
 BY_NAME = {option.name: option for option in OPTIONS}
 # Go's glog flags that take no value, so that `-logtostderr --iface x` is not read as a pair.
-VALUELESS = frozenset({"kube-subnet-mgr", "set-node-network-unavailable", "ip-blackhole-route", "alsologtostderr", "logtostderr"})
+VALUELESS = frozenset({"ip-blackhole-route", "alsologtostderr", "logtostderr"})
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -166,11 +181,15 @@ def load(arguments: Sequence[str], environment: Mapping[str, str], hostname: str
         option = BY_NAME[name]
         if option.kind == "ignored":
             warnings.append(f"{value.source} is {NO_MEANING}")
-        elif option.kind == "refused":
-            if value.values[-1].lower() not in ("", "false", "0", "f"):
-                raise UsageError(f"{value.source}: {NOT_HERE}; use --store sqlite:///PATH")
         else:
             fields[option.field] = convert(option, value)
+    if fields.pop("kube_subnet_mgr", False):
+        if fields.get("store", "kube") != "kube":
+            raise UsageError(f"{given['kube-subnet-mgr'].source} and {given['store'].source}={fields['store']!r}: give one of them")
+        fields["store"] = "kube"
+    namespace, pod = environment.get("POD_NAMESPACE", ""), environment.get("POD_NAME", "")
+    if fields.get("store") == "kube" and namespace and pod and not fields.get("node_name") and not environment.get("NODE_NAME"):
+        fields["pod"] = namespace, pod
     fields["node_name"] = node_name(fields.get("node_name"), environment, hostname)
     if not fields.get("store") and fields.get("etcd_endpoints"):
         fields["store"] = "etcd"
@@ -306,6 +325,6 @@ def usage() -> str:
         "",
         "Flags (one or two dashes; also as TWEED_… or FLANNELD_… variables, or keys of --config FILE, default /etc/tweed/agent.toml):",
     ]
-    shown = [o for o in OPTIONS if o.kind not in ("ignored", "refused")]
+    shown = [o for o in OPTIONS if o.kind != "ignored"]
     lines += [f"  --{o.name + (' ' + o.metavar if o.metavar else ''):<38} {o.help}" for o in shown]
     return "\n".join([*lines, "", "Other flags of flanneld are accepted with a warning."])

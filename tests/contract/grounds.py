@@ -9,6 +9,8 @@ import asyncio
 import itertools
 import sqlite3
 
+from tests.contract.kube_ground import KUBE_GROUNDS
+
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.config import Settings
 from tweed.model import Endpoint, Lease, Owner
@@ -45,6 +47,8 @@ class SqliteGround:
     KEEP = 40
     UNIT_S = 1.0  # what tests count a lease's time in
     HAS_CLOCK = True  # the stores read this machine's clock, which somebody may set
+    ENDS = True  # leases end with their time
+    SETS_CONFIG = True
 
     def __init__(self, directory, servers):
         self.path = directory / "store.db"
@@ -87,6 +91,8 @@ class SqliteGround:
 class EtcdGround:
     """Stores on a real etcd that all tests share, each test below a prefix of its own. Time passes by waiting."""
 
+    ENDS = True
+    SETS_CONFIG = True
     UNIT_S = 0.6
     HAS_CLOCK = False
     SOON_S = 1.0  # nothing of what is longer away than that will happen in a test
@@ -134,5 +140,6 @@ class EtcdGround:
 GROUNDS = {
     "sqlite": SqliteGround,
     "etcd34": lambda directory, servers: EtcdGround("etcd34", servers),
+    **KUBE_GROUNDS,
     "etcd35": lambda directory, servers: EtcdGround("etcd35", servers),
 }

@@ -59,6 +59,19 @@ async def follow():
         await follower.stop()
 
 
+@pytest.fixture
+def ends(ground):
+    """For tests of time."""
+    if not ground.ENDS:
+        pytest.skip("leases of this store do not end")
+
+
+@pytest.fixture
+def sets_config(ground):
+    if not ground.SETS_CONFIG:
+        pytest.skip("this store has its configuration from elsewhere")
+
+
 # ---- configuration ------------------------------------------------------------------------------------------------
 
 
@@ -69,13 +82,13 @@ async def test_an_empty_store_has_neither_configuration_nor_leases(store):
     assert store.warnings == []
 
 
-async def test_the_configuration_is_kept_as_it_was_given(ground, store):
+async def test_the_configuration_is_kept_as_it_was_given(ground, store, sets_config):
     text = '{ "Network": "10.244.0.0/16",\n "Comment": "ünïcode" }'
     assert await store.set_config(text) is True
     assert await (await ground.open()).config() == text
 
 
-async def test_a_configuration_is_replaced_only_when_asked(store):
+async def test_a_configuration_is_replaced_only_when_asked(store, sets_config):
     assert await store.set_config("one", replace=False) is True
     assert await store.set_config("two", replace=False) is False
     assert await store.config() == "one"
@@ -91,12 +104,12 @@ async def test_what_is_created_is_what_another_reads(ground, store):
     first = await store.create(lease(), ME)
     second = await store.create(dual, None)
     assert (first.lease, first.owner, second.lease, second.owner) == (lease(), ME, dual, None)
-    assert (first.created, second.created) == (first.revision, second.revision)
+    assert first.created <= first.revision < second.created <= second.revision
     assert first.revision < second.revision
     snapshot = await (await ground.open()).snapshot()
     assert [(r.lease, r.owner, r.revision, r.created) for r in snapshot.records] == [(r.lease, r.owner, r.revision, r.created) for r in (first, second)]
     assert snapshot.revision >= second.revision
-    assert all(TTL_S - 60 < r.ttl_s <= TTL_S for r in await store.timed(snapshot.records))
+    assert not ground.ENDS or all(TTL_S - 60 < r.ttl_s <= TTL_S for r in await store.timed(snapshot.records))
 
 
 async def test_ipv6_alone_can_be_leased(store):
@@ -204,7 +217,7 @@ async def left_s(store):
     return [r.ttl_s for r in await store.timed((await store.snapshot()).records)]
 
 
-async def test_a_lease_ends_with_its_time(ground, store, follow):
+async def test_a_lease_ends_with_its_time(ground, store, follow, ends):
     unit = ground.UNIT_S
     record = await store.create(lease(), ME, ttl_s=5 * unit)
     await store.create(lease("10.244.2.0/24"), ME, ttl_s=500 * unit)
@@ -218,7 +231,7 @@ async def test_a_lease_ends_with_its_time(ground, store, follow):
     assert [str(r.lease) for r in (await store.snapshot()).records] == ["10.244.2.0/24"]
 
 
-async def test_a_lease_that_has_ended_is_not_in_the_way(ground, store):
+async def test_a_lease_that_has_ended_is_not_in_the_way(ground, store, ends):
     record = await store.create(lease(), ME, ttl_s=5 * ground.UNIT_S)
     await ground.pass_time(6 * ground.UNIT_S)
     other = await ground.open()
@@ -229,13 +242,13 @@ async def test_a_lease_that_has_ended_is_not_in_the_way(ground, store):
         await store.update(record, lease(), ME)
 
 
-async def test_a_lease_that_has_ended_can_be_claimed_before_anybody_looks(ground, store):
+async def test_a_lease_that_has_ended_can_be_claimed_before_anybody_looks(ground, store, ends):
     await store.create(lease(), ME, ttl_s=5 * ground.UNIT_S)
     await ground.pass_time(6 * ground.UNIT_S)
     assert (await store.create(lease(), OTHER)).owner == OTHER
 
 
-async def test_an_update_renews(ground, store):
+async def test_an_update_renews(ground, store, ends):
     unit = ground.UNIT_S
     record = await store.create(lease(), ME, ttl_s=5 * unit)
     await ground.pass_time(4 * unit)
@@ -246,7 +259,7 @@ async def test_an_update_renews(ground, store):
     assert 5 * unit - 1 < left <= 6.1 * unit
 
 
-async def test_a_reservation_never_ends_and_stays_one(ground, store):
+async def test_a_reservation_never_ends_and_stays_one(ground, store, ends):
     record = await store.create(lease(), None, ttl_s=None)
     assert record.ttl_s is None
     updated = await store.update(record, lease(public_ip="192.0.2.2"), ME)
@@ -257,7 +270,7 @@ async def test_a_reservation_never_ends_and_stays_one(ground, store):
 
 
 @pytest.mark.parametrize("step_s", [-1e9, -3600.0, 3600.0, 1e9])
-async def test_setting_the_clock_neither_ends_nor_prolongs_a_lease(ground, store, step_s):
+async def test_setting_the_clock_neither_ends_nor_prolongs_a_lease(ground, store, step_s, ends):
     if not ground.HAS_CLOCK:
         pytest.skip("the server keeps the time")
     await store.create(lease(), ME, ttl_s=5.0)
@@ -285,7 +298,7 @@ async def test_a_watch_tells_every_change_in_order(ground, store, follow):
     assert events[3].revision > third.revision
     assert all(e.record.ttl_s > TTL_S - 60 for e in events[:3])
     (read,) = (await store.snapshot()).records
-    assert [TTL_S - 60 < r.ttl_s <= TTL_S for r in await store.timed([read])] == [True]
+    assert not ground.ENDS or [TTL_S - 60 < r.ttl_s <= TTL_S for r in await store.timed([read])] == [True]
 
 
 async def test_a_watch_tells_the_changes_of_its_own_store(store, follow):
@@ -318,8 +331,8 @@ async def test_a_burst_of_several_writers_has_no_gaps(ground, store, follow):
 
     async def write(writer, number):
         record = await writer.create(lease(f"10.244.{number}.0/24"), ME)
-        for _ in range(3):
-            record = await writer.update(record, lease(f"10.244.{number}.0/24"), ME)
+        for host in range(3):
+            record = await writer.update(record, lease(f"10.244.{number}.0/24", public_ip=f"192.0.2.{10 + host}"), ME)
         if number % 2:
             await writer.delete(record)
 
@@ -399,5 +412,6 @@ async def test_a_record_of_flannel_is_a_lease_without_an_owner(ground, store):
         b"10.5.52.0-24", b'{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"56:4e:6b:10:49:50"}}'
     )
     (read,) = (await store.snapshot()).records
-    assert (read.lease, read.owner, read.ttl_s) == (lease("10.5.52.0/24"), None, None)
+    assert (read.lease, read.owner) == (lease("10.5.52.0/24"), None)
+    assert not ground.ENDS or read.ttl_s is None
     assert (read.lease.v4.mac, read.lease.v4.subnet) == (MAC, Prefix.parse("10.5.52.0/24"))

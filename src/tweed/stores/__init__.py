@@ -2,6 +2,7 @@
 
 sqlite:///PATH   embedded: every agent on one kernel, no server
 etcd             the cluster's etcd v3 (--etcd-endpoints and its kin), beside flanneld or without
+kube             annotations of Kubernetes' Node objects, as flannel's kube mode
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from tweed.addr import Prefix
 from tweed.config import Settings
 from tweed.errors import UsageError
 from tweed.model import Junk, Lease, LeaseRecord, Owner
@@ -48,6 +50,21 @@ def more_junk(count: int) -> Junk:
     return Junk(MORE_JUNK, f"{count} more keys are no leases; the first {JUNK_MAX} are named")
 
 
+class Given(msgspec.Struct, frozen=True):
+    """What a store prescribes to one node: its subnets; the addresses to publish instead of its own, and those to use as its own, where it says so.
+
+    `record` is the lease that the node has now, if any.
+    """
+
+    subnet: Prefix | None = None
+    subnet6: Prefix | None = None
+    public_ip: bytes | None = None
+    public_ip6: bytes | None = None
+    node_ip: bytes | None = None
+    node_ip6: bytes | None = None
+    record: LeaseRecord | None = None
+
+
 class LeaseStore(Protocol):
     """What an agent needs of a store. Any call may raise StoreUnavailable; none retries or sleeps by itself.
 
@@ -55,6 +72,15 @@ class LeaseStore(Protocol):
     """
 
     warnings: list[str]
+
+    async def given(self, node: str) -> Given | None:
+        """What this node, and no other from now on, has to take. None where nodes choose among the free subnets themselves.
+
+        Raises StoreUnavailable with the reason while nothing is given yet.
+        """
+
+    async def announce(self) -> None:
+        """Tell whoever waits for it that the network of this node works. Asked often; costs nothing when it is told."""
 
     async def config(self) -> str | None:
         """The network configuration (flannel's JSON text), None while there is none."""
@@ -101,4 +127,8 @@ def open_store(settings: Settings) -> LeaseStore:
         except ImportError as error:
             raise UsageError(f"--store etcd: {error}; install it with pip install 'tweed[etcd]'") from None
         return EtcdStore(settings)
-    raise UsageError(f"--store {settings.store}: not a store that tweed knows; use etcd, or sqlite:///PATH with an absolute path")
+    if settings.store == "kube":
+        from tweed.stores.kube.store import KubeStore
+
+        return KubeStore.of(settings)
+    raise UsageError(f"--store {settings.store}: not a store that tweed knows; use etcd, kube, or sqlite:///PATH with an absolute path")

@@ -71,6 +71,12 @@ class SqliteStore:
         self.database.open()
         self.thread = ThreadPoolExecutor(1, "store")
 
+    async def given(self, node: str) -> None:
+        return None
+
+    async def announce(self) -> None:
+        return None
+
     async def config(self) -> str | None:
         return await self.run(self.read_config)
 

@@ -261,7 +261,11 @@ def parse_lease(key: str, value: bytes | str) -> Lease:
     Unset addresses ("", 0.0.0.0, null) are None. A backend other than vxlan has no MAC here; its data is not looked at.
     """
     subnet, subnet6 = parse_key(key)
-    fields = read_object(value)
+    return lease_of(subnet, subnet6, read_object(value))
+
+
+def lease_of(subnet: Prefix | None, subnet6: Prefix | None, fields: dict[str, Any]) -> Lease:
+    """A lease of these subnets from flannel's fields, their names in lower case. Raises ValueError."""
     backend = field(fields, "BackendType", str, "")
     if len(backend) > 32 or not backend.isprintable():
         raise ValueError(f"BackendType {shown(backend)}: not a backend's name")
@@ -319,8 +323,18 @@ def format_lease(lease: Lease) -> str:
         fields["BackendType"] = lease.backend
     for key, endpoint in (("BackendData", lease.v4), ("BackendV6Data", lease.v6)):
         if endpoint is not None and endpoint.mac is not None:
-            fields[key] = {"VNI": endpoint.vni or 0, "VtepMAC": format_mac(endpoint.mac)}
+            fields[key] = _backend_data(endpoint)
     return msgspec.json.encode(fields).decode()
+
+
+def format_backend_data(endpoint: Endpoint) -> str:
+    """One family's BackendData alone, as flannel writes it into an annotation: no blanks, and exactly one string, since that is all its own reader takes."""
+    return msgspec.json.encode(_backend_data(endpoint)).decode() if endpoint.mac is not None else "null"
+
+
+def _backend_data(endpoint: Endpoint) -> dict[str, Any]:
+    assert endpoint.mac is not None
+    return {"VNI": endpoint.vni or 0, "VtepMAC": format_mac(endpoint.mac)}
 
 
 # ---- subnet.env ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Leases in the annotations of Kubernetes Node objects."""
