@@ -102,8 +102,29 @@ def test_flags_without_meaning_are_accepted_with_one_warning_each():
     assert len(warnings) == 3 and all("has no meaning" in w for w in warnings)
 
 
-def test_kube_subnet_mgr_turned_off_is_fine():
-    assert settings("--kube-subnet-mgr=false")[0].iface == ()
+def test_kube_subnet_mgr_is_the_kubernetes_store():
+    assert settings("--kube-subnet-mgr=false")[0].store.startswith("sqlite://")
+    assert settings("--kube-subnet-mgr")[0].store == settings("--store", "kube")[0].store == "kube"
+    assert settings(environment={"FLANNELD_KUBE_SUBNET_MGR": "true"})[0].store == "kube"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "pod"),
+    [
+        (["--kube-subnet-mgr"], {}, ("kube-system", "tweed-x")),
+        (["--kube-subnet-mgr"], {"NODE_NAME": "n"}, None),
+        (["--kube-subnet-mgr", "--node-name", "n"], {}, None),
+        ([], {}, None),
+    ],
+)
+def test_without_a_node_name_kubernetes_is_asked_for_the_pods(words, environment, pod):
+    assert settings(*words, environment={"POD_NAME": "tweed-x", "POD_NAMESPACE": "kube-system", **environment})[0].pod == pod
+
+
+def test_how_another_command_opens_the_same_kubernetes_store():
+    words = ["--store=kube", "--kubeconfig-file=/k", "--kube-api-url=https://a:1", "--kube-annotation-prefix=a.b", "--net-config-path=/n"]
+    flags = settings(*words)[0].store_flags
+    assert set(flags) == set(words) and settings(*flags)[0].kubeconfig_file == Path("/k")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +143,7 @@ def test_kube_subnet_mgr_turned_off_is_fine():
         (["--ip-masq=maybe"], {}, None, "true or false"),
         (["--resync", "-3"], {}, None, "--resync='-3'"),
         (["--node-name", "a b"], {}, None, "--node-name 'a b'"),
-        (["--kube-subnet-mgr"], {}, None, "SQLite only"),
+        (["--kube-subnet-mgr", "--store", "sqlite:///x"], {}, None, "--kube-subnet-mgr and --store='sqlite:///x': give one of them"),
         ([], {"FLANNELD_IP_MASQ": "ja"}, None, "FLANNELD_IP_MASQ='ja'"),
         ([], {}, "nonsense = 1", "unknown key 'nonsense'"),
         ([], {}, "public-ip = [", "agent.toml"),
@@ -139,4 +160,4 @@ def test_a_wrong_value_is_named_with_its_source(words, environment, file, says):
 
 def test_help_names_every_flag_that_does_something():
     assert all(f"--{name}" in usage() for name in ("iface", "store", "ip-masq", "resync", "dry-run"))
-    assert "kube-api-url" not in usage()
+    assert "iptables-resync" not in usage()

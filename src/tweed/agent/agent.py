@@ -29,7 +29,7 @@ from tweed.agent.firewall import BRIDGE, Firewall
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
-from tweed.agent.site import Site
+from tweed.agent.site import Site, published, with_node_ip
 from tweed.config import Settings
 from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl
@@ -39,7 +39,7 @@ from tweed.plan.device import wanted_vteps
 from tweed.plan.docker import pods_subnet
 from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import NoUnderlay, Underlay
-from tweed.stores import LeaseStore, open_store
+from tweed.stores import Given, LeaseStore, open_store
 from tweed.wire.flannel import Network, device_name, parse_network
 
 T = TypeVar("T")
@@ -68,6 +68,7 @@ class Agent:
         self.membership: Membership | None = None
         self.network: Network | None = None
         self.network_text = ""
+        self.given: Given | None = None
         self.site: Site | None = None
         self.underlay: Underlay | None = None
         self.screening: Screening | None = None
@@ -123,7 +124,8 @@ class Agent:
         store = self.store
         network, text = await self._insist(lambda: self._configuration(store))
         self.network, self.network_text = network, text
-        self.site = Site(self.settings, network, self.netlink)
+        self.given = await self._insist(lambda: store.given(self.owner.node))
+        self.site = Site(with_node_ip(self.settings, self.given), network, self.netlink)
         self.screening = Screening(network.backend, network.networks)
         self.changed = None
         self.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
@@ -166,7 +168,16 @@ class Agent:
                 await backoff.pause()
 
     async def _open_store(self) -> LeaseStore:
-        return open_store(self.settings)
+        store = open_store(self.settings)
+        if self.settings.pod is not None:
+            try:
+                name = await store.node_of_pod(*self.settings.pod)
+            except StoreError:
+                await store.close()
+                raise
+            self.settings = msgspec.structs.replace(self.settings, node_name=name)
+            self.owner = Owner(name, self.owner.boot_id)
+        return store
 
     async def _configuration(self, store: LeaseStore) -> tuple[Network, str]:
         """The stored network configuration and its text; an empty store is seeded from --net-config-path."""
@@ -196,7 +207,9 @@ class Agent:
     async def _acquire(self) -> None:
         """Hold a lease: the one that is provably ours, else a new one."""
         assert self.membership is not None and self.site is not None and self.underlay is not None
-        self.membership.hold(await claim.acquire(self.membership, self.site.request(self.owner, self.underlay)))
+        await self._check_configuration()  # the one that asks for what cannot be had may have been mended
+        await self._check_given()
+        self.membership.hold(await claim.acquire(self.membership, self.site.request(self.owner, self.underlay, self.given)))
         log.info("lease %s is this node's", self.lease())
 
     # ---- what should be --------------------------------------------------------------------------------------
@@ -230,7 +243,8 @@ class Agent:
         assert self.membership is not None and self.membership.own is not None and self.underlay is not None and self.network is not None
         own = self.membership.own.lease
         parts = {}
-        for name, endpoint, public in (("v4", own.v4, self.underlay.local), ("v6", own.v6, self.underlay.local6)):
+        public_ip, public_ip6 = published(self.underlay, self.given)
+        for name, endpoint, public in (("v4", own.v4, public_ip), ("v6", own.v6, public_ip6)):
             if endpoint is not None:
                 parts[name] = Endpoint(endpoint.subnet, public, self._mac(endpoint), self.network.vni)
         return Lease(**parts, backend=own.backend)
@@ -365,6 +379,26 @@ class Agent:
             report = Report(device_failures={"open files": f"{error.strerror}: raise LimitNOFILE, or end who holds the agent's connections open"})
         self._finish(report, reasons)
 
+    async def _announce(self) -> None:
+        assert self.store is not None
+        try:
+            await self.store.announce()
+            self.problems.pop("announce", None)
+        except StoreError as error:
+            self.problems["announce"] = Problem("announce", self.owner.node, f"cannot tell that this node's network works: {error}")
+
+    async def _check_given(self) -> None:
+        """Follow what the store prescribes to this node. While it says nothing (its Node is gone), what was given last stays in force."""
+        assert self.store is not None
+        try:
+            given = await self.store.given(self.owner.node)
+            self.problems.pop("given", None)
+        except StoreError as error:
+            self.problems["given"] = Problem("given", self.owner.node, str(error))
+            return
+        if given is not None and self.given is not None and not given.like(self.given):
+            raise StartOver("the store gives this node something else now")
+
     def _tell_store(self, *, look: bool) -> None:
         """Publish, and with `look` read the configuration, beside the loop: a store that takes its time holds up no repair."""
         if self.talk is None or self.talk.done():
@@ -375,7 +409,11 @@ class Agent:
         assert self.membership is not None
         if look:
             await self._check_configuration()
-        return await self.membership.publish(lease)
+        await self._check_given()
+        changed = await self.membership.publish(lease)
+        if self.ready:
+            await self._announce()
+        return changed
 
     def _talked(self, task: asyncio.Task[bool]) -> None:
         """Back in the loop: another pass where something changed, else only the next renewal is to be waited for."""

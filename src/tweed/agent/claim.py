@@ -13,14 +13,14 @@ from tweed.agent.membership import Membership, other_macs, other_subnets
 from tweed.errors import Conflict, StoreError, UsageError
 from tweed.model import Endpoint, Lease, LeaseRecord, Owner
 from tweed.plan.subnets import Rival, adopt, choose, elder_rival, vtep_mac
-from tweed.stores import LeaseStore
+from tweed.stores import Given, LeaseStore
 from tweed.wire.flannel import Network, SubnetEnv, parse_key
 
 RACES = 10
 
 
 class Request(msgspec.Struct, frozen=True):
-    """Who asks. `local_macs`: MACs of VTEP devices that exist already, by family."""
+    """Who asks. `local_macs`: MACs of VTEP devices that exist already, by family. `given`: what the store leaves no choice about."""
 
     network: Network
     owner: Owner
@@ -29,6 +29,7 @@ class Request(msgspec.Struct, frozen=True):
     previous: SubnetEnv
     local_macs: dict[int, bytes]
     renew_margin_s: float
+    given: Given | None = None
 
 
 def check_supported(network: Network) -> None:
@@ -59,8 +60,10 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(records: dict[str, LeaseRecord], junk: Iterable[str], request: Request, pick: Callable[[int], int]) -> Decision:
-    """Which lease this node should have. Raises OutOfSubnets. `pick(n)` is a random number below n."""
+    """Which lease this node should have. Raises OutOfSubnets, StoreError. `pick(n)` is a random number below n."""
     r = request
+    if r.given is not None:
+        return decide_given(records, r, r.given)
     macs = set(r.local_macs.values())
     adoption = adopt(r.network, records.values(), r.public_ip, r.public_ip6, r.owner, r.previous, macs, r.renew_margin_s)
     left = {key: record for key, record in records.items() if record not in adoption.delete}
@@ -81,6 +84,24 @@ async def with_ends(store: LeaseStore, records: dict[str, LeaseRecord], request:
     return records | {r.key: r for r in await store.timed(unsigned)}
 
 
+def decide_given(records: dict[str, LeaseRecord], request: Request, given: Given) -> Decision:
+    """The lease of the subnets that the store gives. The MAC that the node published before stays, where no other has it. Raises StoreError."""
+    network = request.network
+    parts: dict[int, Endpoint] = {}
+    for family, cluster, subnet in ((4, network.network, given.subnet), (6, network.network6, given.subnet6)):
+        if cluster is None:
+            continue
+        if subnet is None:
+            raise StoreError(f"node {request.owner.node} has no IPv{family} pod CIDR, and the network configuration turns IPv{family} on")
+        if not cluster.contains(subnet):
+            raise StoreError(f'subnet "{cluster}" specified in the flannel net config doesn\'t contain "{subnet}" PodCIDR of the "{request.owner.node}" node')
+        before = next((e for e in given.record.lease.endpoints if e.subnet == subnet), None) if given.record is not None else None
+        parts[family] = before or Endpoint(subnet)
+    key = Lease(parts.get(4), parts.get(6)).key
+    record = given.record if given.record is not None and given.record.key == key else None
+    return Decision(_lease(request, parts.get(4), parts.get(6), records, key), record, (), ())
+
+
 async def acquire(membership: Membership, request: Request) -> LeaseRecord:
     """A lease for this node, written to the store. Raises StoreError, OutOfSubnets when none is free, UsageError beside nodes of another backend."""
     store = membership.store
@@ -88,6 +109,8 @@ async def acquire(membership: Membership, request: Request) -> LeaseRecord:
     for _ in range(RACES):
         membership.see_snapshot(await store.snapshot())
         check_backend_reading(request.network, membership.records.values())
+        if request.given is not None and (given := await store.given(request.owner.node)) is not None:
+            request = msgspec.structs.replace(request, given=given)  # with the lease that it has now
         records = await with_ends(store, membership.records, request)
         decision = decide(records, {*membership.junk, *refused}, request, random.randrange)
         for rival in decision.rivals:
@@ -99,6 +122,8 @@ async def acquire(membership: Membership, request: Request) -> LeaseRecord:
                 return await store.update(decision.record, decision.lease, request.owner)
             record = await store.create(decision.lease, request.owner)
             membership.see_snapshot(await store.snapshot())
+            if request.given is not None:
+                return record  # there is no other to choose
             real = [other for other in membership.records.values() if not any(_absurd(e.subnet, request.network) for e in other.lease.endpoints)]
             elder = elder_rival(record, real)
             if elder is None:

@@ -11,7 +11,7 @@ import msgspec
 from tweed.agent import claim, files
 from tweed.agent.dataplane import Dataplane
 from tweed.agent.firewall import rehearse, wish
-from tweed.agent.site import Site
+from tweed.agent.site import Site, with_node_ip
 from tweed.config import Settings
 from tweed.errors import UsageError
 from tweed.kernel import sysctl
@@ -19,27 +19,28 @@ from tweed.kernel.netlink import Netlink
 from tweed.model import LeaseRecord, Owner
 from tweed.plan.device import wanted_vteps
 from tweed.plan.screen import screen
-from tweed.stores import Snapshot, open_store
+from tweed.stores import Given, Snapshot, open_store
 from tweed.wire.flannel import format_lease, format_subnet_env, parse_network
 
 
-async def _stored(settings: Settings) -> tuple[str | None, Snapshot]:
-    """The configuration and the leases; opening a store that does not exist yet would make it."""
+async def _stored(settings: Settings) -> tuple[str | None, Snapshot, Given | None]:
+    """The configuration, the leases, and what the store gives this node; opening a store that does not exist yet would make it."""
     if settings.store_file is not None and not settings.store_file.exists():
-        return None, Snapshot(0, ())
+        return None, Snapshot(0, ()), None
     store = open_store(settings)
     try:
         snapshot = await store.snapshot()
         # When those end that nobody signed tells whether their holders live.
         ends = {r.key: r for r in await store.timed([r for r in snapshot.records if r.owner is None])}
-        return await store.config(), msgspec.structs.replace(snapshot, records=tuple(ends.get(r.key, r) for r in snapshot.records))
+        snapshot = msgspec.structs.replace(snapshot, records=tuple(ends.get(r.key, r) for r in snapshot.records))
+        return await store.config(), snapshot, await store.given(settings.node_name)
     finally:
         await store.close()
 
 
 def commands(settings: Settings) -> Iterator[str]:
     """Comments for what is no command (`#`), commands for the rest. Raises TweedError for what a start would wait for."""
-    text, snapshot = asyncio.run(_stored(settings))
+    text, snapshot, given = asyncio.run(_stored(settings))
     if text is None:
         text = files.read_text(settings.net_config_path)
         if text is None:
@@ -48,17 +49,17 @@ def commands(settings: Settings) -> Iterator[str]:
     network = parse_network(text)
     claim.check_supported(network)
     netlink = Netlink()
-    site = Site(settings, network, netlink)
+    site = Site(with_node_ip(settings, given), network, netlink)
     underlay = site.underlay()
     yield f"# underlay {underlay.device}, because of {underlay.why}"
     site.check_overlap()
     records = {record.key: record for record in snapshot.records}
     claim.check_backend_reading(network, records.values())
     owner = Owner(settings.node_name, sysctl.boot_id())
-    decision = claim.decide(records, [junk.key for junk in snapshot.junk], site.request(owner, underlay), random.Random(0).randrange)
+    decision = claim.decide(records, [junk.key for junk in snapshot.junk], site.request(owner, underlay, given), random.Random(0).randrange)
     for rival in decision.rivals:
         yield f"# conflict: {rival}"
-    known = "keep" if decision.record is not None else "claim (one of the free ones; a start may pick another)"
+    known = "keep" if decision.record is not None else "claim" if given is not None else "claim (one of the free ones; a start may pick another)"
     yield f"# would {known} lease {decision.lease.key} = {format_lease(decision.lease)}"
     own = LeaseRecord(decision.lease, owner, 0, 0)
     screened = screen(records.values(), snapshot.junk, own, network.backend, network.networks)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import msgspec
+
 from tweed.addr import Prefix
 from tweed.agent import files
 from tweed.agent.claim import Request
@@ -15,6 +17,7 @@ from tweed.model import Owner
 from tweed.plan.docker import Bridge, bridge_problems
 from tweed.plan.screen import Problem
 from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay, keep_underlay
+from tweed.stores import Given
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
 EVERYTHING = (Prefix.parse("0.0.0.0/0"), Prefix.parse("::/0"))
@@ -73,15 +76,31 @@ class Site:
         """What is wrong with container bridges such as docker0, now that this node has these subnets, and pods on the bridges `pods`."""
         return bridge_problems(self.network.networks, subnets, pods, self.container_bridges())
 
-    def request(self, owner: Owner, underlay: Underlay) -> Request:
+    def request(self, owner: Owner, underlay: Underlay, given: Given | None) -> Request:
         """Who asks for a lease."""
+        public_ip, public_ip6 = published(underlay, given)
         devices = {family: links.link(self.netlink, device_name(self.network.vni, family)) for family in self.families}
         return Request(
             network=self.network,
             owner=owner,
-            public_ip=underlay.local,
-            public_ip6=underlay.local6,
+            public_ip=public_ip,
+            public_ip6=public_ip6,
             previous=files.previous_subnet(self.settings.subnet_file),
             local_macs={family: link.mac for family, link in devices.items() if link is not None},
             renew_margin_s=self.settings.renew_margin_s,
+            given=given,
         )
+
+
+def with_node_ip(settings: Settings, given: Given | None) -> Settings:
+    """The settings, with the addresses that the store prescribes for this node in place of `--public-ip` and `--public-ipv6`."""
+    if given is None:
+        return settings
+    return msgspec.structs.replace(settings, public_ip=given.node_ip or settings.public_ip, public_ipv6=given.node_ip6 or settings.public_ipv6)
+
+
+def published(underlay: Underlay, given: Given | None) -> tuple[bytes | None, bytes | None]:
+    """The addresses that other nodes are told: the underlay's own, unless the store prescribes others (behind NAT)."""
+    if given is None:
+        return underlay.local, underlay.local6
+    return given.public_ip or underlay.local, given.public_ip6 or underlay.local6

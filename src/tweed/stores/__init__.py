@@ -15,7 +15,7 @@ import msgspec
 
 from tweed.addr import Prefix
 from tweed.config import Settings
-from tweed.errors import UsageError
+from tweed.errors import StoreError, UsageError
 from tweed.model import Junk, Lease, LeaseRecord, Owner
 
 # flannel's lease time, in seconds.
@@ -42,6 +42,7 @@ class Event(msgspec.Struct, frozen=True):
     revision: int
     key: str
     record: LeaseRecord | None = None
+
     junk: Junk | None = None
 
 
@@ -64,6 +65,10 @@ class Given(msgspec.Struct, frozen=True):
     node_ip6: bytes | None = None
     record: LeaseRecord | None = None
 
+    def like(self, other: Given) -> bool:
+        """The same, the lease left aside."""
+        return msgspec.structs.replace(self, record=None) == msgspec.structs.replace(other, record=None)
+
 
 class LeaseStore(Protocol):
     """What an agent needs of a store. Any call may raise StoreUnavailable; none retries or sleeps by itself.
@@ -81,6 +86,9 @@ class LeaseStore(Protocol):
 
     async def announce(self) -> None:
         """Tell whoever waits for it that the network of this node works. Asked often; costs nothing when it is told."""
+
+    async def node_of_pod(self, namespace: str, name: str) -> str:
+        """The name of the node that a pod runs on, for agents that only know their pod."""
 
     async def config(self) -> str | None:
         """The network configuration (flannel's JSON text), None while there is none."""
@@ -111,6 +119,19 @@ class LeaseStore(Protocol):
 
     async def close(self) -> None:
         """Let go of files, connections and watches."""
+
+
+class NodesChoose:
+    """What is the same for all stores whose nodes choose their subnets themselves, and know their names."""
+
+    async def given(self, node: str) -> Given | None:
+        return None
+
+    async def announce(self) -> None:
+        return None
+
+    async def node_of_pod(self, namespace: str, name: str) -> str:
+        raise StoreError(f"pod {namespace}/{name}: only Kubernetes knows pods; give --node-name")
 
 
 def open_store(settings: Settings) -> LeaseStore:

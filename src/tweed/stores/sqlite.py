@@ -23,7 +23,7 @@ import msgspec
 
 from tweed.errors import Compacted, Conflict, StoreUnavailable
 from tweed.model import Junk, Lease, LeaseRecord, Owner
-from tweed.stores import TTL_S, Event, Snapshot
+from tweed.stores import TTL_S, Event, NodesChoose, Snapshot
 from tweed.stores.bell import Bell
 from tweed.stores.clock import Clock
 from tweed.stores.database import Database
@@ -57,7 +57,7 @@ class Row(msgspec.Struct, frozen=True):
     ends_wall: float | None
 
 
-class SqliteStore:
+class SqliteStore(NodesChoose):
     """`LeaseStore` in the file at `path`, which is created (mode 0600) when it does not exist. Several may share one file."""
 
     def __init__(self, path: str | Path, clock: Clock | None = None, keep: int = KEEP) -> None:
@@ -70,12 +70,6 @@ class SqliteStore:
         self.closed = False
         self.database.open()
         self.thread = ThreadPoolExecutor(1, "store")
-
-    async def given(self, node: str) -> None:
-        return None
-
-    async def announce(self) -> None:
-        return None
 
     async def config(self) -> str | None:
         return await self.run(self.read_config)

@@ -17,7 +17,7 @@ import msgspec
 from tweed.config import Settings
 from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
 from tweed.model import UNKNOWN_S, Junk, Lease, LeaseRecord, Owner
-from tweed.stores import JUNK_MAX, TTL_S, Event, Snapshot, more_junk
+from tweed.stores import JUNK_MAX, TTL_S, Event, NodesChoose, Snapshot, more_junk
 from tweed.stores.etcd import rpc_pb2 as rpc
 from tweed.stores.etcd.client import Client, TooLarge
 from tweed.stores.etcd.endpoints import Files, parse_endpoints
@@ -30,7 +30,7 @@ ASK_AT_ONCE = 64  # calls on their way
 READINGS = 5  # in a row that a compaction overtook
 
 
-class EtcdStore:
+class EtcdStore(NodesChoose):
     """The leases below `--etcd-prefix`. Raises UsageError for settings that can never work; nothing is connected before the first call."""
 
     def __init__(self, settings: Settings) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -202,6 +202,9 @@ class KubeStore:
         if self.own.name and holder != self.own.name:
             raise Conflict(f"lease {key} belongs to node {holder}")
         return holder
+
+    async def timed(self, records: Sequence[LeaseRecord]) -> tuple[LeaseRecord, ...]:
+        return tuple(records)
 
     async def create(self, lease: Lease, owner: Owner | None, ttl_s: float | None = TTL_S) -> LeaseRecord:
         name = self.node_name(lease.key, owner)

@@ -14,11 +14,10 @@ from tweed.model import Junk, LeaseRecord, subnet_key
 from tweed.stores import Event, Given
 from tweed.stores.kube.api import Refusal
 from tweed.wire import kubenode
-from tweed.wire.gojson import shown
+from tweed.wire.gojson import printable, shown
 from tweed.wire.kubenode import Names, Node, NodeStatus
 
 T = TypeVar("T")
-NAME_MAX = 80
 
 
 class WatchEvent(msgspec.Struct):
@@ -33,7 +32,7 @@ def read(node: Node, names: Names) -> LeaseRecord | Junk | None:
         lease = kubenode.read_lease(node, names)
     except ValueError as error:
         keys = possible_keys(node)
-        return Junk(keys[0] if keys else f"node {printable(node.metadata.name)}", str(error))
+        return Junk(keys[0] if keys else f"node {printable(node.metadata.name.encode())}", str(error))
     if lease is None:
         return None
     owner, created = kubenode.read_owner(node, names)
@@ -61,7 +60,7 @@ class OwnNode:
         if not self.name or name != self.name:
             return False
         before, self.now = self.now, None if node is None else self._read(node, body)
-        return before is None or self.now is None or bare(before) != bare(self.now)
+        return before is None or self.now is None or before.available != self.now.available or not before.given.like(self.now.given)
 
     def _read(self, node: Node, body: bytes | msgspec.Raw) -> Own:
         self.warnings.clear()
@@ -85,11 +84,6 @@ class OwnNode:
         return Own(given, decode(body, NodeStatus).network_available)
 
 
-def bare(own: Own) -> Own:
-    """Without the lease, of which there are events of its own."""
-    return Own(msgspec.structs.replace(own.given, record=None), own.available)
-
-
 class Published:
     """What every Node publishes at `revision`, by its name, nothing included. `holders`: whose each key is; `rivals`: who else would have had it."""
 
@@ -108,7 +102,7 @@ class Published:
         """Remember it. A lease that did not change keeps the revision that it had; one whose subnet another Node has is none."""
         if read is not None and (holder := self.holders.setdefault(read.key, name)) != name:
             self.rivals[read.key] = name
-            read = Junk(f"{read.key} of node {printable(name)}", f"node {printable(holder)} has the same pod CIDR; skipped")
+            read = Junk(f"{read.key} of node {printable(name.encode())}", f"node {printable(holder.encode())} has the same pod CIDR; skipped")
         elif isinstance(read, LeaseRecord) and isinstance(before, LeaseRecord) and same(read, before):
             read = before
         self.by_node[name] = read
@@ -204,7 +198,3 @@ def revision_of(text: str) -> int:
         return kubenode.revision(text)
     except ValueError as error:
         raise StoreError(f"the API server answered with {error}") from None
-
-
-def printable(name: str) -> str:
-    return name if name.isprintable() and len(name) <= NAME_MAX else shown(name)
