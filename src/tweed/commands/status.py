@@ -37,7 +37,14 @@ def lines(d: dict[str, Any]) -> list[str]:
     lease = d["lease"]
     if lease is not None:
         subnets = " and ".join(s for s in (d["subnet"], d["subnet6"]) if s)
-        ends = "a reservation, never ends" if lease["reservation"] else f"renewed in time, ends in {duration(max(lease['expires_in_s'], 0))}"
+        left = lease["expires_in_s"]
+        ends = (
+            "a reservation, never ends"
+            if lease["reservation"]
+            else "has no end of its own"
+            if left is None
+            else f"renewed in time, ends in {duration(max(left, 0))}"
+        )
         out.append(f"lease      {subnets} ({ends})")
     if d["underlay"] is not None:
         u = d["underlay"]

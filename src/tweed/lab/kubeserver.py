@@ -1,12 +1,14 @@
 """A stand-in for the Kubernetes API server, with Nodes (and Pods to ask for their Node) only: `python -m tweed.lab.kubeserver HOST PORT`.
 
-It keeps nothing on disk. For a lab, and for tests, which make it fail: see `KubeServer`'s last methods.
+It takes tokens and Nodes as JSON on its standard input, and keeps nothing on disk. For a lab, and for tests, which make it fail: see
+`KubeServer`'s last methods.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
@@ -277,12 +279,23 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
     return web.Response(body=msgspec.json.encode(value), status=status, content_type=JSON, headers=headers)
 
 
-async def serve(host: str, port: int, tokens: Mapping[str, Rules] | None) -> None:
-    """Until it is killed."""
-    server = KubeServer(tokens=tokens)
+class Content(msgspec.Struct):
+    """What a server begins with."""
+
+    tokens: dict[str, list[tuple[str, str]]] | None = None
+    nodes: list[dict[str, Any]] = []
+
+
+async def serve(host: str, port: int, content: Content) -> None:
+    """Until it is killed. Its address is printed once it listens."""
+    server = KubeServer(tokens=content.tokens)
+    for node in content.nodes:
+        server.objects.create(node)
     await server.start(host, port)
+    print(server.url, flush=True)
+    os.close(sys.stdout.fileno())
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), msgspec.json.decode(sys.stdin.buffer.read() or b"null")))
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), msgspec.json.decode(sys.stdin.buffer.read() or b"{}", type=Content)))

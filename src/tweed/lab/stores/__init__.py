@@ -21,7 +21,7 @@ from tweed.lab.agents import environment
 from tweed.lab.registry import Lab
 from tweed.lab.topology import Topology
 
-KINDS = ("sqlite", "etcd")
+KINDS = ("sqlite", "etcd", "kube")
 FILL_S = 60.0
 
 
