@@ -18,6 +18,8 @@ COMMANDS = {
     "lease": ("tweed.commands.lease:lease", "Who holds which subnet."),
     "walk": ("tweed.commands.walk:walk", "How a packet travels, and which row of which table decides at each step."),
     "snapshot": ("tweed.commands.snapshot:snapshot", "This node's tables, or a lab's, as one file for walk."),
+    "pods": ("tweed.commands.pods:pods", "The containers of this node: who has which address."),
+    "cni": ("tweed.commands.cni:cni", "The plugin by which container runtimes attach containers."),
     "lab": ("tweed.commands.lab:lab", "A whole cluster in network namespaces on this machine."),
     "cleanup": ("tweed.commands.cleanup:cleanup", "Remove everything tweed made on this node."),
     "docker-opts": ("tweed.commands.docker_opts:docker_opts", "Put Docker's docker0 on this node's subnet."),

@@ -65,6 +65,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / SOCKET_NAME
 
     @property
+    def cni_socket(self) -> Path:
+        """Where the CNI plugin calls."""
+        return self.run_dir / "cni.sock"
+
+    @property
     def store_file(self) -> Path | None:
         """The embedded store's file, None for a store that is a server's."""
         return Path(self.store.removeprefix("sqlite://")) if self.store.startswith("sqlite://") else None

@@ -168,6 +168,7 @@ class Link(msgspec.Struct, frozen=True):
     vxlan: Vxlan | None = None
     hairpin: bool | None = None
     alias: str = ""
+    promisc: bool = False
 
 
 class Vtep(msgspec.Struct, frozen=True):

@@ -15,11 +15,14 @@ from scapy.layers.l2 import ARP, Ether
 from tests.kernel.conftest import Namespace
 
 from tweed.addr import Prefix, format_mac, parse_address, parse_mac
-from tweed.agent.attachments import Attachments, AttachRequest, NodeNetwork
+from tweed.agent.attachments import Attachments
+from tweed.agent.ledger import Ledger
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links
 from tweed.kernel.netns import run_in
 from tweed.plan import attach as plan
+from tweed.plan.addresses import place
+from tweed.plan.attachment import AttachRequest, NoAddress, NodeNetwork, Refused
 
 NETWORK = NodeNetwork(
     Prefix.parse("10.244.1.0/24"),
@@ -27,7 +30,7 @@ NETWORK = NodeNetwork(
     1430,
     networks=(Prefix.parse("10.244.0.0/16"), Prefix.parse("fd00:10:244::/56")),
 )
-STEPS = range(len(plan.steps(plan.place(AttachRequest("a", "eth0", "/n"), NETWORK, (), (), 0.0), NETWORK, plan.Facts(bridge=None))))
+STEPS = range(len(plan.steps(place(AttachRequest("a", "eth0", "/n"), NETWORK, (), (), 0.0), NETWORK, plan.Facts(bridge=None))))
 
 
 class Node:
@@ -208,7 +211,13 @@ def test_a_failed_step_leaves_nothing(node, existing, monkeypatch):
                 pod.run("ip link set lo down")
         assert node.state() == before, f"after step {number}"
         if ledger is None:
-            assert json.loads(node.path.read_bytes()) == {"boot_id": node.attachments.boot_id, "last": [], "bridges": {}, "attachments": []}
+            assert json.loads(node.path.read_bytes()) == {
+                "boot_id": node.attachments.ledger.boot_id,
+                "last": [],
+                "bridges": {},
+                "attachments": [],
+                "freed": {},
+            }
         else:
             assert [a.container_id for a in node.open().list()] == ["z"]
     assert failed == len(STEPS) if not existing else failed > 8
@@ -259,8 +268,8 @@ def test_after_a_reboot_only_the_order_of_addresses_is_remembered(node):
     ledger = json.loads(node.path.read_bytes())
     node.path.write_text(json.dumps(ledger | {"boot_id": "another"}))
     again = node.open()
-    assert again.list() == () and again.bridges == {}
-    assert again.last == (parse_address("10.244.1.2"), parse_address("fd00:10:244:1::2"))
+    assert again.list() == () and again.ledger.bridges == {}
+    assert again.ledger.last == (parse_address("10.244.1.2"), parse_address("fd00:10:244:1::2"))
 
 
 @pytest.mark.parametrize("loss", ["nothing", "namespace", "interface", "ledger", "everything"])
@@ -318,10 +327,14 @@ def test_the_pool_ends_and_begins_again(node):
     pods = [node.pod() for _ in range(5)]
     assert [str(node.attach(pod, f"c{i}", small).addresses[0]) for i, pod in enumerate(pods)] == [f"10.244.1.{i}/29" for i in range(2, 7)]
     extra = node.pod()
-    with pytest.raises(plan.Refused, match=r"no address is left in 10\.244\.1\.0/29"):
+    with pytest.raises(Refused, match=r"no address is left in 10\.244\.1\.0/29"):
         node.attach(extra, "extra", small)
     node.detach("c3")
     node.detach("c1")
+    with pytest.raises(NoAddress, match=r"2 were in use until just now, the first is free in (60|59) s") as error:
+        node.attach(extra, "extra", small)
+    assert 0 < error.value.wait_s <= 60
+    node.attachments.ledger.freed = {address: at - 61 for address, at in node.attachments.ledger.freed.items()}
     assert str(node.attach(extra, "extra", small).addresses[0]) == "10.244.1.3/29"
 
 
@@ -395,11 +408,11 @@ def test_a_ledger_that_cannot_be_written_undoes_the_attachment(node, monkeypatch
     writes = []
 
     def full(self):
-        writes.append(len(self.entries))
+        writes.append(self.path)
         if len(writes) == 2:
             raise TweedError("no space left")
 
-    monkeypatch.setattr(Attachments, "_save", full)
+    monkeypatch.setattr(Ledger, "save", full)
     with pytest.raises(TweedError, match="no space left"):
         node.attach(pod)
     assert node.state() == before and len(writes) == 3 and node.attachments.list() == ()
@@ -408,7 +421,7 @@ def test_a_ledger_that_cannot_be_written_undoes_the_attachment(node, monkeypatch
 def test_the_commands_that_are_printed_do_the_same(node, tmp_path):
     """The plan as text, typed into a shell, ends in the same kernel state as the agent's own calls."""
     pod = node.pod()
-    pending = plan.place(node.request(pod), NETWORK, (), (), 0.0)
+    pending = place(node.request(pod), NETWORK, (), (), 0.0)
     lines = plan.commands(plan.steps(pending, NETWORK, plan.Facts(bridge=None)), pending.netns)
     typed = "\n".join(line for line in lines if "arping" not in line and "ndsend" not in line)
     subprocess.run(["nsenter", f"--net=/run/netns/{node.space.name}", "sh", "-euc", typed], check=True, timeout=30)

@@ -10,7 +10,9 @@ from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac, parse
 from tweed.errors import UsageError
 from tweed.model import Link
 from tweed.plan import attach
-from tweed.plan.attach import AttachRequest, Facts, NodeNetwork, Refused
+from tweed.plan.addresses import free_address, host_name, place
+from tweed.plan.attach import Facts
+from tweed.plan.attachment import AttachRequest, NodeNetwork, Range, Refused, as_json, from_json, request_from_json
 from tweed.wire.packet import internet_checksum
 
 V4 = Prefix.parse("10.244.1.0/24")
@@ -23,7 +25,7 @@ CNI0 = Link("cni0", 5, "bridge", parse_mac("0a:58:0a:f4:01:01"), 1450, up=True)
 
 
 def placed(request=REQUEST, network=ONE, attached=(), last=(), now=100.0):
-    return attach.place(request, network, attached, last, now)
+    return place(request, network, attached, last, now)
 
 
 def test_the_commands_for_a_first_container():
@@ -38,7 +40,7 @@ def test_the_commands_for_a_first_container():
         f"ip link add {veth} address 0a:59:{':'.join(veth[i : i + 2] for i in range(4, 12, 2))} mtu 1450"
         " type veth peer name eth0 address 0a:58:0a:f4:01:02 mtu 1450 netns /run/netns/pod",
         "nsenter --net=/run/netns/pod ip link set lo up",
-        f"ip link set {veth} addrgenmode none",
+        f"ip link set {veth} addrgenmode none alias 'tweed 10.244.1.2/24 0a:58:0a:f4:01:02 eth0 c1'",
         "nsenter --net=/run/netns/pod ip link set eth0 addrgenmode none",
         "nsenter --net=/run/netns/pod sysctl -w net/ipv6/conf/eth0/accept_ra=0",
         "nsenter --net=/run/netns/pod ip link set eth0 up",
@@ -46,8 +48,8 @@ def test_the_commands_for_a_first_container():
         f"ip link set {veth} master cni0",
         f"bridge link set dev {veth} hairpin on",
         "nsenter --net=/run/netns/pod ip addr replace 10.244.1.2/24 dev eth0",
-        "nsenter --net=/run/netns/pod ip route replace default via 10.244.1.1 dev eth0 proto boot",
         "nsenter --net=/run/netns/pod ip route replace 10.244.0.0/16 via 10.244.1.1 dev eth0 proto boot",
+        "nsenter --net=/run/netns/pod ip route replace default via 10.244.1.1 dev eth0 proto boot",
         "nsenter --net=/run/netns/pod arping -U 10.244.1.2 eth0",
     ]
 
@@ -63,8 +65,8 @@ def test_the_second_family_adds_addresses_without_detection_and_its_routes():
     assert [line.removeprefix("nsenter --net=/n ") for line in lines if " -6 " in line][2:] == [
         "ip -6 addr replace fe80::858:aff:fef4:102/64 dev eth0 scope link nodad",
         "ip -6 addr replace fd00:10:244:1::2/64 dev eth0 nodad",
-        "ip -6 route replace default via fd00:10:244:1::1 dev eth0 proto boot",
         "ip -6 route replace fd00:10:244::/56 via fd00:10:244:1::1 dev eth0 proto boot",
+        "ip -6 route replace default via fd00:10:244:1::1 dev eth0 proto boot",
     ]
     assert not any("lo up" in line or "cni0 address" in line for line in lines)
 
@@ -122,14 +124,14 @@ def test_without_ipv6_in_the_kernel_its_sysctls_are_left_alone():
     ],
 )
 def test_addresses_rotate(subnet, taken, last, chosen):
-    found = attach.free_address(Prefix.parse(subnet), [parse_address(t) for t in taken], parse_address(last) if last else None)
+    found = free_address(Range.whole(Prefix.parse(subnet)), [parse_address(t) for t in taken], parse_address(last) if last else None)
     assert format_address(found) == chosen
 
 
 @pytest.mark.parametrize(("subnet", "taken"), [("10.0.0.0/30", ["10.0.0.2"]), ("fd00::/126", ["fd00::2", "fd00::3"]), ("10.0.0.0/31", [])])
 def test_a_full_subnet_is_said(subnet, taken):
     with pytest.raises(Refused, match="no address is left in"):
-        attach.free_address(Prefix.parse(subnet), [parse_address(t) for t in taken], None)
+        free_address(Range.whole(Prefix.parse(subnet)), [parse_address(t) for t in taken], None)
 
 
 @settings(max_examples=50)
@@ -143,18 +145,18 @@ def test_the_choice_is_the_first_free_one_after_the_last(family, bits, taken_off
     free = [o for o in usable if subnet.host(o) not in taken]
     if not free:
         with pytest.raises(Refused):
-            attach.free_address(subnet, taken, last)
+            free_address(Range.whole(subnet), taken, last)
         return
     offset = last_offset % subnet.step
     expected = next((o for o in free if o > offset), free[0])
-    assert attach.free_address(subnet, taken, last) == subnet.host(expected)
+    assert free_address(Range.whole(subnet), taken, last) == subnet.host(expected)
 
 
 def test_what_a_container_gets():
     attachment = placed(network=BOTH)
     assert [str(a) for a in attachment.addresses] == ["10.244.1.2/24", "fd00:10:244:1::2/64"]
     assert format_mac(attachment.mac) == "0a:58:0a:f4:01:02" and attachment.pending
-    assert len(attachment.host_name) == 12 and attachment.host_name != attach.host_name("c1", "eth1")
+    assert len(attachment.host_name) == 12 and attachment.host_name != host_name("c1", "eth1")
     only6 = placed(network=NodeNetwork(None, V6, 1430))
     assert format_mac(only6.mac) == "0a:58:00:00:00:02" and is_unicast_mac(only6.mac)
 
@@ -214,15 +216,15 @@ def test_announcements():
 
 def test_an_attachment_survives_its_json():
     attachment = placed(network=BOTH)
-    text = json.dumps(attach.as_json(attachment))
-    assert attach.from_json(json.loads(text)) == attachment
+    text = json.dumps(as_json(attachment))
+    assert from_json(json.loads(text)) == attachment
     assert json.loads(text)["addresses"] == ["10.244.1.2/24", "fd00:10:244:1::2/64"]
 
 
 def test_a_request_from_json():
     body = {"container_id": "c1", "ifname": "eth0", "netns": "/n", "addresses": ["10.244.1.9"], "mac": "02:00:00:00:00:01"}
-    assert attach.request_from_json(body) == AttachRequest("c1", "eth0", "/n", (parse_address("10.244.1.9"),), parse_mac("02:00:00:00:00:01"))
-    assert attach.request_from_json({"container_id": "c1", "ifname": "eth0", "netns": "/n"}) == AttachRequest("c1", "eth0", "/n")
+    assert request_from_json(body) == AttachRequest("c1", "eth0", "/n", (parse_address("10.244.1.9"),), parse_mac("02:00:00:00:00:01"))
+    assert request_from_json({"container_id": "c1", "ifname": "eth0", "netns": "/n"}) == AttachRequest("c1", "eth0", "/n")
 
 
 @pytest.mark.parametrize(
@@ -244,5 +246,5 @@ def test_a_request_from_json():
 )
 def test_a_bad_request_is_named(change, said):
     with pytest.raises(UsageError) as error:
-        attach.request_from_json({"container_id": "c1", "ifname": "eth0", "netns": "/n"} | change)
+        request_from_json({"container_id": "c1", "ifname": "eth0", "netns": "/n"} | change)
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import errno
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -21,7 +22,7 @@ import msgspec
 
 from tweed.addr import Prefix, format_address
 from tweed.agent import claim, files
-from tweed.agent.attachments import Attachments, NodeNetwork
+from tweed.agent.attachments import Attachments
 from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
 from tweed.agent.ears import Ears
 from tweed.agent.exclusive import Exclusive
@@ -30,11 +31,13 @@ from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
 from tweed.agent.site import Site, published, with_node_ip
+from tweed.agent.spool import Spool
 from tweed.config import Settings
 from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, Owner, Vtep
+from tweed.plan.attachment import NodeNetwork
 from tweed.plan.device import wanted_vteps
 from tweed.plan.docker import pods_subnet
 from tweed.plan.screen import Problem, Screened, Screening
@@ -63,6 +66,7 @@ class Agent:
         self.netlink = Netlink()
         self.dataplane = Dataplane(self.netlink)
         self.firewall = Firewall(settings, self.notes)
+        self.spool = Spool(settings.run_dir)
         self.attachments = Attachments(settings.state_dir / "attachments.json", self.netlink)
         self.store: LeaseStore | None = None
         self.membership: Membership | None = None
@@ -165,6 +169,7 @@ class Agent:
                 if isinstance(error, StoreUnavailable):
                     self.waiting_since = self.waiting_since or time.time()
                 log.warning("waiting: %s", error)
+                self.leave_word()
                 await backoff.pause()
 
     async def _open_store(self) -> LeaseStore:
@@ -304,7 +309,7 @@ class Agent:
     @property
     def _pod_bridges(self) -> set[str]:
         """The bridges that pods of ours are on, now or soon."""
-        return {BRIDGE, *self.attachments.bridges}
+        return {BRIDGE, *self.attachments.ledger.bridges}
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -483,6 +488,7 @@ class Agent:
                 self.dataplane.networks = self.network.networks
                 self.notes.set_networks([str(n) for n in self.network.networks])
             self.complete, self.reason = True, ""
+        self.leave_word()
 
     async def _check_configuration(self) -> None:
         assert self.store is not None and self.membership is not None
@@ -533,6 +539,12 @@ class Agent:
         self.start_over = "told to acquire another lease"
         self.wake.set()
         return "acquiring another lease"
+
+    def leave_word(self) -> None:
+        """For the plugin, should it find no agent: how things stood."""
+        state = "was ready" if self.ready else f"was not ready: {self.reason or self.fenced}"
+        details = f"when it was last heard of, the agent of {self.owner.node} (pid {os.getpid()}) {state}"
+        self.spool.tell(f"the tweed agent of this node does not run; {details}", "start tweed agent again; its log says why it ended")
 
     def all_problems(self) -> list[Problem]:
         found = [*self.problems.values(), *self.bridge_problems, *self.firewall.problems, *self.screened.problems]

@@ -16,7 +16,7 @@ from tweed.agent.agent import Agent
 from tweed.agent.log import log
 from tweed.agent.status import document
 from tweed.errors import TweedError
-from tweed.plan import attach
+from tweed.plan import attachment as attach
 from tweed.plan.screen import Problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

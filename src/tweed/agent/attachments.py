@@ -1,59 +1,29 @@
-"""The containers of this node: attach, detach, and the ledger that remembers them.
+"""The containers of this node: attach, detach, check, and make ledger and kernel agree after a start.
 
-The ledger is one JSON file, replaced atomically. An attachment is written down as pending before its first step and as done after its
-last, so that whatever kill -9 leaves half-made is found and undone by `reconcile` at the next start. An address is free as soon as no
-entry has it, and what was freed is handed out again last.
+An address is free as soon as no entry has it; it then stays in quarantine, and what was freed is handed out again last.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from tweed.addr import Prefix, format_address, parse_address
-from tweed.agent.files import write_atomic
+from tweed.addr import Prefix
+from tweed.agent.ledger import Bridge, Ledger, clock_s
 from tweed.agent.log import log
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links, sysctl, tables
+from tweed.kernel.container import Container
 from tweed.kernel.netlink import Netlink
-from tweed.kernel.netns import open_netns, run_in
-from tweed.model import Change, InterfaceAddress, Neighbour
+from tweed.model import TABLE_MAIN, Change, InterfaceAddress, Link, Neighbour
 from tweed.plan import attach as plan
-from tweed.plan.attach import Action, Attachment, AttachRequest, Facts, NodeNetwork, Step
-
-__all__ = ["AttachRequest", "Attachment", "Attachments", "NodeNetwork"]
-
-
-class Bridge(msgspec.Struct, frozen=True):
-    """What we did to a bridge of the node. `index` None: it is about to be made.
-
-    `addresses`: those that we gave it. `mtu`, `up`: as they were before us, None if we made it.
-    """
-
-    index: int | None = None
-    addresses: tuple[str, ...] = ()
-    mtu: int | None = None
-    up: bool | None = None
-
-    @property
-    def ours(self) -> bool:
-        return self.up is None
-
-
-class Ledger(msgspec.Struct, frozen=True):
-    """The file. `last`: the addresses handed out last. Of another boot only these are worth anything."""
-
-    boot_id: str
-    last: tuple[str, ...] = ()
-    bridges: dict[str, Bridge] = {}
-    attachments: tuple[dict[str, Any], ...] = ()
+from tweed.plan.addresses import Taken, host_name, place
+from tweed.plan.attach import Action, Facts, Step
+from tweed.plan.attachment import Attachment, AttachRequest, NodeNetwork
+from tweed.wire.cni import check_identity
 
 
 class Attachments:
@@ -61,43 +31,52 @@ class Attachments:
 
     def __init__(self, path: Path, nl: Netlink) -> None:
         """Reads the ledger at `path`, if there is one. Raises TweedError when it cannot be read: the addresses in it are in use."""
-        self.path = path
         self.nl = nl
-        self.boot_id = sysctl.boot_id()
-        self.last: tuple[bytes, ...] = ()
-        self.bridges: dict[str, Bridge] = {}
-        self.entries: dict[tuple[str, str], Attachment] = {}
-        self._load()
+        self.ledger = Ledger(path)
 
     def list(self) -> tuple[Attachment, ...]:
         """All containers that are attached, the oldest first."""
-        return tuple(entry for entry in self.entries.values() if not entry.pending)
+        return tuple(entry for entry in self.ledger.entries.values() if not entry.pending)
 
-    def attach(self, request: AttachRequest, network: NodeNetwork) -> Attachment:
-        """Attach a container. When this returns, it can be reached; when it raises (TweedError), nothing of it is left."""
+    def find(self, container_id: str, ifname: str) -> Attachment | None:
+        entry = self.ledger.entries.get((container_id, ifname))
+        return None if entry is None or entry.pending else entry
+
+    def attach(self, request: AttachRequest, network: NodeNetwork, container: Container | None = None) -> Attachment:
+        """Attach a container. When this returns, it can be reached; when it raises (TweedError), nothing of it is left.
+
+        `container`: its namespace where somebody has opened it already; the caller closes it.
+        """
         self._drop_stale(request.container_id, request.ifname)
-        descriptor = open_netns(request.netns)
-        try:
-            with Netlink(netns=descriptor) as inside:
-                facts = self._facts(network.bridge, inside)
-                pending = plan.place(request, network, self.entries.values(), self.last, time.time())
-                steps = plan.steps(pending, network, facts)
-                return self._carry_out(pending, steps, self._claim(network, facts), inside, descriptor)
-        finally:
-            os.close(descriptor)
+        if container is None:
+            with Container.enter(request.netns) as entered:
+                return self._attach(request, network, entered)
+        return self._attach(request, network, container)
+
+    def _attach(self, request: AttachRequest, network: NodeNetwork, container: Container) -> Attachment:
+        facts = self._facts(network.bridge, container)
+        pending = place(request, network, self.ledger.entries.values(), self.ledger.last, time.time(), self.taken(), facts.routed)
+        return self._carry_out(pending, plan.steps(pending, network, facts), self._claim(network, facts), container)
+
+    def taken(self) -> Taken:
+        """The addresses that cannot be given to anybody now."""
+        return Taken(self.ledger.entries.values(), (), self.ledger.freed, clock_s())
 
     def detach(self, container_id: str, ifname: str) -> None:
         """Take a container off the bridge and free its addresses. Also with its namespace, its device or our ledger gone."""
-        plan.check_identity(container_id, ifname)
-        self._delete_veth(plan.host_name(container_id, ifname))
-        if entry := self.entries.pop((container_id, ifname), None):
+        check_identity(container_id, ifname)
+        self._delete_veth(host_name(container_id, ifname))
+        if entry := self.ledger.entries.get((container_id, ifname)):
             self._forget_neighbours(entry)
-            self._save()
+            self.ledger.free(entry)
+            self.ledger.save()
 
     def reconcile(self) -> None:
-        """Make ledger and kernel agree, after a start: undo what was cut short, free the addresses of what no longer exists."""
-        present = {link.name for link in links.links(self.nl, "veth")}
-        for key, entry in [*self.entries.items()]:
+        """Make ledger and kernel agree, after a start: undo what was cut short, free the addresses of what no longer exists, and write
+        down again what the kernel has and a lost ledger does not."""
+        ledger = self.ledger
+        present = {link.name: link for link in links.links(self.nl, "veth")}
+        for entry in [*ledger.entries.values()]:
             if not entry.pending and entry.host_name in present:
                 continue
             log.info(
@@ -105,20 +84,30 @@ class Attachments:
             )
             self._delete_veth(entry.host_name)
             self._forget_neighbours(entry)
-            del self.entries[key]
-        for name, bridge in [*self.bridges.items()]:
+            ledger.free(entry)
+        for name, bridge in [*ledger.bridges.items()]:
             if bridge.index is None:
                 links.delete_link(self.nl, name)
             elif (link := links.link(self.nl, name)) is not None and link.index == bridge.index:
                 continue
-            del self.bridges[name]
-        self._save()
+            del ledger.bridges[name]
+        self._adopt(present.values())
+        ledger.save()
+
+    def _adopt(self, present: Collection[Link]) -> None:
+        known = {entry.host_name for entry in self.ledger.entries.values()}
+        for link in present:
+            bridge = links.link(self.nl, link.master) if link.master else None
+            if link.name in known or bridge is None or (entry := plan.from_alias(link, bridge.name, time.time())) is None:
+                continue
+            self.ledger.entries[entry.key] = entry
+            log.warning("container %s with %s was not in %s: written down again from %s", entry.container_id, entry.addresses_text, self.ledger.path, link.name)
 
     def remove_all(self) -> None:
         """Detach all containers and take back what was done to the node's bridges: ours are deleted, others become as they were."""
-        for container_id, ifname in [*self.entries]:
+        for container_id, ifname in [*self.ledger.entries]:
             self.detach(container_id, ifname)
-        for name, bridge in self.bridges.items():
+        for name, bridge in self.ledger.bridges.items():
             link = links.link(self.nl, name)
             if link is None or bridge.index not in (None, link.index):
                 continue
@@ -127,63 +116,64 @@ class Attachments:
             else:
                 self._change(*(Change("delete", InterfaceAddress(name, Prefix.parse(text))) for text in bridge.addresses))
                 links.set_link(self.nl, name, mtu=bridge.mtu, up=bridge.up)
-        self.bridges = {}
-        self.path.unlink(missing_ok=True)
+        self.ledger.bridges = {}
+        self.ledger.path.unlink(missing_ok=True)
 
     # ---- attaching -----------------------------------------------------------------------------------------------
 
-    def _carry_out(self, pending: Attachment, steps: tuple[Step, ...], bridge: Bridge, inside: Netlink, netns: int) -> Attachment:
+    def _carry_out(self, pending: Attachment, steps: tuple[Step, ...], bridge: Bridge, container: Container) -> Attachment:
         """The dull loop: each step in turn. When one fails, those before it are undone in reverse and the ledger is as before."""
-        key, name = (pending.container_id, pending.ifname), pending.bridge
+        ledger, name = self.ledger, pending.bridge
         attachment = msgspec.structs.replace(pending, pending=False)
-        before = self.entries, self.bridges, self.last
+        before = ledger.entries, ledger.bridges, ledger.last
         done: list[Step] = []
         try:
-            self.entries, self.bridges = self.entries | {key: pending}, self.bridges | {name: bridge}
-            self._save()
+            ledger.entries, ledger.bridges = ledger.entries | {pending.key: pending}, ledger.bridges | {name: bridge}
+            ledger.save()
             for step in steps:
-                self._do(step.action, inside if step.inside else None, netns)
+                self._do(step, container)
                 done.append(step)
             if bridge.index is None:
-                self.bridges[name] = msgspec.structs.replace(bridge, index=links.index_of(self.nl, name, f"ip link show {name}"))
-            self.entries[key] = attachment
-            self.last = (*(a for a in self.last if not any(p.contains(a) for p in attachment.addresses)), *(p.address for p in attachment.addresses))
-            self._save()
+                ledger.bridges[name] = msgspec.structs.replace(bridge, index=links.index_of(self.nl, name, f"ip link show {name}"))
+            ledger.entries[pending.key] = attachment
+            ledger.last = (*(a for a in ledger.last if not any(p.contains(a) for p in attachment.addresses)), *(p.address for p in attachment.addresses))
+            ledger.save()
         except BaseException as error:
-            self.entries[key] = pending
+            ledger.entries[pending.key] = pending
             for step in reversed(done):
                 try:
                     if step.undo is not None:
-                        self._do(step.undo, inside if step.inside else None, netns)
+                        self._do(Step(step.undo, inside=step.inside), container)
                 except KernelError as second:  # the entry stays, pending: a detach or the next start tries again
                     raise TweedError(f"{error}; and undoing it failed: {second}") from error
-            self.entries, self.bridges, self.last = before
-            self._save()
+            ledger.entries, ledger.bridges, ledger.last = before
+            ledger.save()
             raise
         return attachment
 
-    def _do(self, action: Action, inside: Netlink | None, netns: int) -> None:
-        """One step's action, in the container's namespace when `inside` is given. Raises KernelError."""
-        nl = inside or self.nl
+    def _do(self, step: Step, container: Container) -> None:
+        """One step's action, in the container or on the node. Raises KernelError."""
+        action: Action = step.action
+        nl = container.nl if step.inside else self.nl
         match action:
             case plan.CreateBridge(name, mac, mtu):
                 links.create_bridge(nl, name, mac=mac, mtu=mtu)
             case plan.CreateVeth(name, mac, peer, peer_mac, mtu):
-                links.create_veth(nl, name, peer, mtu=mtu, mac=mac, peer_mac=peer_mac, peer_netns=netns)
-            case plan.SetLink(name, up, mtu, master, no_link_local):
+                links.create_veth(nl, name, peer, mtu=mtu, mac=mac, peer_mac=peer_mac, peer_netns=container.netns)
+            case plan.SetLink(name, up, mtu, master, no_link_local, promisc, alias):
                 addrgenmode = None if no_link_local is None else "none" if no_link_local else "eui64"
-                links.set_link(nl, name, up=up, mtu=mtu, master=master, addrgenmode=addrgenmode)
+                links.set_link(nl, name, up=up, mtu=mtu, master=master, addrgenmode=addrgenmode, promisc=promisc, alias=alias)
             case plan.Hairpin(port):
                 links.set_link(nl, port, hairpin=True)
             case plan.DeleteLink(name):
                 links.delete_link(nl, name)
             case plan.Sysctl(key, value):
-                if inside is None:
-                    sysctl.write(key, value)
+                if step.inside:
+                    container.sysctl(key, value)
                 else:
-                    run_in(netns, lambda: sysctl.write(key, value))
+                    sysctl.write(key, value)
             case plan.Announce(device, mac, addresses):
-                announce(device, [plan.announcement(mac, address) for address in addresses], netns)
+                container.send(device, [plan.announcement(mac, address) for address in addresses])
             case Change():
                 self._change(action, nl=nl)
 
@@ -191,20 +181,23 @@ class Attachments:
         for failure in tables.apply(nl or self.nl, changes):
             raise KernelError(str(failure.change), failure.errno, failure.text)
 
-    def _facts(self, bridge: str, inside: Netlink) -> Facts:
-        loopback = links.link(inside, "lo")
+    def _facts(self, bridge: str, container: Container) -> Facts:
+        loopback = links.link(container.nl, "lo")
+        addresses = tables.addresses(self.nl)
         return Facts(
             bridge=links.link(self.nl, bridge),
-            bridge_addresses=frozenset(row.address for row in tables.addresses(self.nl, bridge)),
+            bridge_addresses=frozenset(row.address for row in addresses if row.device == bridge),
             loopback_up=loopback is not None and loopback.up,
             ipv6=sysctl.has_ipv6(),
+            elsewhere=tuple(row for row in addresses if row.device != bridge),
+            routed=frozenset(route.dst for family in (4, 6) for route in tables.routes(container.nl, family, table=TABLE_MAIN)),
         )
 
     def _claim(self, network: NodeNetwork, facts: Facts) -> Bridge:
         """What the ledger is to say of the bridge, before anything is done to it."""
         if facts.bridge is None:
             return Bridge()
-        known = self.bridges.get(network.bridge)
+        known = self.ledger.bridges.get(network.bridge)
         if known is None or known.index != facts.bridge.index:
             known = Bridge(facts.bridge.index, mtu=facts.bridge.mtu, up=facts.bridge.up)
         new = tuple(str(row.address) for row in plan.missing_addresses(network, facts))
@@ -212,7 +205,7 @@ class Attachments:
 
     def _drop_stale(self, container_id: str, ifname: str) -> None:
         """Free an entry that stands for nothing: cut short, or its namespace was removed without a detach."""
-        entry = self.entries.get((container_id, ifname))
+        entry = self.ledger.entries.get((container_id, ifname))
         if entry is not None and (entry.pending or links.link(self.nl, entry.host_name) is None):
             self.detach(container_id, ifname)
 
@@ -226,43 +219,9 @@ class Attachments:
 
     def _forget_neighbours(self, entry: Attachment) -> None:
         """The node's own neighbour rows, which outlive the veth. (The bridge's fdb rows go with the port.)"""
-        if links.link(self.nl, entry.bridge) is not None:
-            self._change(*(Change("delete", Neighbour(prefix.address, entry.bridge, None)) for prefix in entry.addresses))
+        self.forget(entry.bridge, [prefix.address for prefix in entry.addresses])
 
-    # ---- the ledger ----------------------------------------------------------------------------------------------
-
-    def _load(self) -> None:
-        try:
-            ledger = msgspec.json.decode(self.path.read_bytes(), type=Ledger)
-            self.last = tuple(parse_address(text) for text in ledger.last)
-            if ledger.boot_id == self.boot_id:
-                self.bridges = ledger.bridges
-                self.entries = {(a.container_id, a.ifname): a for a in map(plan.from_json, ledger.attachments)}
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise TweedError(f"{self.path}: {error.strerror}") from None
-        except ValueError as error:
-            raise TweedError(f"{self.path} cannot be read: {error}; move it away, and restart the containers of this node") from None
-
-    def _save(self) -> None:
-        entries = tuple(plan.as_json(entry) for entry in self.entries.values())
-        ledger = Ledger(self.boot_id, tuple(format_address(a) for a in self.last), self.bridges, entries)
-        try:
-            write_atomic(self.path, msgspec.json.format(msgspec.json.encode(ledger), indent=1).decode(), 0o600)
-        except OSError as error:
-            raise TweedError(f"{self.path} cannot be written: {error.strerror}") from None
-
-
-def announce(device: str, frames: Sequence[bytes], netns: int) -> None:
-    """Send Ethernet frames from a device of that namespace. Raises KernelError."""
-    packet = run_in(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0))
-    try:
-        packet.bind((device, 0))
-        for frame in frames:
-            packet.send(frame)
-    except OSError as error:
-        raise KernelError(f"announce the addresses of {device}", error.errno or 0, error.strerror or str(error)) from None
-    finally:
-        # Closing a packet socket waits for an RCU grace period (packet_release), 10 ms and more: nobody has to wait with it.
-        threading.Thread(target=packet.close, name="close-packet-socket").start()
+    def forget(self, bridge: str, addresses: Sequence[bytes]) -> None:
+        """Delete the node's neighbour rows of these addresses on a bridge, which may be gone."""
+        if links.link(self.nl, bridge) is not None:
+            self._change(*(Change("delete", Neighbour(address, bridge, None)) for address in addresses))

@@ -14,6 +14,7 @@ from tweed.agent.attachments import Attachments
 from tweed.agent.client import AgentError, call
 from tweed.agent.firewall import undo_firewall
 from tweed.agent.main import lock
+from tweed.agent.spool import Spool
 from tweed.config import Settings
 from tweed.errors import StoreError, TweedError
 from tweed.kernel import links, sysctl, tables
@@ -54,8 +55,9 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
             if Path(text).is_file():
                 Path(text).unlink()
                 yield f"removed {text}"
-        for path in (notes.path, settings.state_dir / "attachments.json", settings.socket):  # the socket of an agent that was killed
+        for path in (notes.path, settings.state_dir / "attachments.json", settings.socket, settings.cni_socket):  # the socket of an agent that was killed
             path.unlink(missing_ok=True)
+        Spool(settings.run_dir).remove()
     (settings.run_dir / "agent.lock").unlink(missing_ok=True)
     for directory in (settings.run_dir, settings.state_dir):
         with contextlib.suppress(OSError):  # somebody else's files are in it

@@ -11,8 +11,10 @@ from contextlib import AsyncExitStack
 from typing import IO
 
 from tweed import __version__
+from tweed.agent import cni_socket
 from tweed.agent.agent import Agent
 from tweed.agent.api import serve
+from tweed.agent.cni import Cni
 from tweed.agent.log import log, start_logging
 from tweed.config import Settings
 from tweed.errors import TweedError
@@ -64,6 +66,7 @@ async def _main(settings: Settings, watch_kernel: bool) -> None:
     async with AsyncExitStack() as stack:
         agent = Agent(settings, watch_kernel=watch_kernel)
         await serve(agent, end, stack)
+        await cni_socket.serve(Cni(agent), settings.cni_socket, stack)
         running, told = asyncio.create_task(agent.run()), asyncio.create_task(ending.wait())
         await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

@@ -32,10 +32,7 @@ PATCH = Struct("=I")
 
 
 def open_socket(netns: int | None, groups: int = 0, receive_buffer: int = BUFFER) -> socket.socket:
-    """A bound NETLINK_ROUTE socket that does not block, in the namespace of that file descriptor (None: the caller's).
-
-    `receive_buffer` in bytes of payload and bookkeeping; the kernel doubles it and takes memory only for what waits.
-    """
+    """A bound NETLINK_ROUTE socket that does not block, in the namespace of that file descriptor (None: the caller's)."""
 
     def make() -> socket.socket:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -44,6 +41,14 @@ def open_socket(netns: int | None, groups: int = 0, receive_buffer: int = BUFFER
         opened = make() if netns is None else run_in(netns, make)
     except OSError as error:
         raise KernelError("open an rtnetlink socket", error.errno or 0, error.strerror or str(error)) from None
+    return set_up(opened, groups, receive_buffer)
+
+
+def set_up(opened: socket.socket, groups: int = 0, receive_buffer: int = BUFFER) -> socket.socket:
+    """Bind a new NETLINK_ROUTE socket and make it as the rest of this file expects it.
+
+    `receive_buffer` in bytes of payload and bookkeeping; the kernel doubles it and takes memory only for what waits.
+    """
     for forced, plain, size in ((SO_RCVBUFFORCE, socket.SO_RCVBUF, receive_buffer), (SO_SNDBUFFORCE, socket.SO_SNDBUF, BUFFER)):
         try:
             opened.setsockopt(socket.SOL_SOCKET, forced, size)
@@ -59,9 +64,10 @@ def open_socket(netns: int | None, groups: int = 0, receive_buffer: int = BUFFER
 class Netlink:
     """One socket, for one thread at a time. `port` is its port id, which the notifications of its changes carry."""
 
-    def __init__(self, netns: int | None = None) -> None:
-        """`netns`: file descriptor of the namespace to work in (it may be closed afterwards), None for the caller's own."""
-        self._socket = open_socket(netns)
+    def __init__(self, netns: int | None = None, *, opened: socket.socket | None = None) -> None:
+        """`netns`: file descriptor of the namespace to work in (it may be closed afterwards), None for the caller's own. `opened`: a
+        new rtnetlink socket that somebody has made there already."""
+        self._socket = open_socket(netns) if opened is None else set_up(opened)
         self.port: int = self._socket.getsockname()[0]
         self._sequence = 0
         self._batch_bytes = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4

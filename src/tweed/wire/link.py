@@ -235,6 +235,7 @@ def decode_link(index: int, flags: int, found: dict[int, bytes]) -> Link:
         vxlan=vxlan,
         hairpin=hairpin,
         alias=read_text(found.get(IFLA_IFALIAS, b"")),
+        promisc=bool(flags & IFF_PROMISC),
     )
 
 

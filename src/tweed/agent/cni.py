@@ -1,0 +1,203 @@
+"""The plugin's side of the agent: each call of a runtime to an answer. What it decides by is in `plan`, what it reads and writes in `wire.cni`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tweed.agent import files
+from tweed.agent.log import log
+from tweed.errors import KernelError, TweedError
+from tweed.kernel import links, sysctl, tables
+from tweed.kernel.container import Container
+from tweed.plan.attachment import Attachment, AttachRequest, NoAddress, NodeNetwork, Refused, Unknown
+from tweed.plan.check import Seen, differences
+from tweed.plan.network import network_of
+from tweed.wire import cni as wire
+from tweed.wire.cni import Call, CniError, Conf
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tweed.agent.agent import Agent
+
+NF_KEYS = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+
+
+class Cni:
+    """Answers calls, one at a time."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    def answer(self, data: bytes, descriptors: list[int]) -> bytes:
+        """The bytes for the relay. Descriptors are taken out of the list as they are taken over; the caller closes the rest."""
+        call, document, warning = Call(), None, ""
+        try:
+            call = wire.parse_call(data)
+            wire.check_call(call)
+            conf = wire.parse_conf(call.config, call.command)
+            self.replay()
+            commands: dict[str, Callable[[Call, Conf, list[int]], Any]]
+            commands = {"ADD": self.add, "DEL": self.delete, "CHECK": self.check, "GC": self.collect, "STATUS": self.status}
+            document = commands[call.command](call, conf, descriptors)
+            if call.command == "STATUS":
+                warning, document = document, None
+            return wire.answer(0, document, warning)
+        except TweedError as error:
+            failure = translate(error)
+        except Exception:
+            log.exception("internal error answering CNI %s", call.command)
+            failure = CniError(wire.KERNEL, "internal error, see the agent's log")
+        log.warning("CNI %s of %s %s: %s", call.command or "call", call.container_id or "-", call.ifname, failure)
+        return wire.answer(1, wire.error_document(wire.version_of(call.config), failure))
+
+    def unheard(self, data: bytes, answer: bytes) -> None:
+        """The caller went away before it had the answer: an ADD is taken back, as if it had failed."""
+        call = wire.parse_call(data)
+        if call.command == "ADD" and answer[0] == 0:
+            log.warning("CNI ADD of %s %s: nobody waited for the answer, so it is taken back", call.container_id, call.ifname)
+            self.agent.attachments.detach(call.container_id, call.ifname)
+
+    def replay(self) -> None:
+        """Take back what was deleted while no agent was there. What fails stays for the next time."""
+        for path, key in self.agent.spool.waiting():
+            try:
+                if key is not None:
+                    self.agent.attachments.detach(*key)
+                    log.info("container %s %s was deleted while no agent was there: done now", *key)
+                path.unlink(missing_ok=True)
+            except (TweedError, OSError) as error:
+                log.warning("%s: %s; it stays in the queue", path, error)
+
+    # ---- the commands ----------------------------------------------------------------------------------------
+
+    def add(self, call: Call, conf: Conf, descriptors: list[int]) -> dict[str, Any]:
+        args = wire.parse_args(call.args)
+        node = self._node()
+        network = network_of(conf, node, self._env(conf))
+        request = AttachRequest(call.container_id, call.ifname, call.netns, wire.wanted_addresses(conf, args), wire.wanted_mac(conf, args), args.pod)
+        with container(call.netns, descriptors) as inside:
+            attachment = self.agent.attachments.attach(request, network, inside)
+        log.info("CNI ADD of %s %s: %s on %s%s", call.container_id, call.ifname, attachment.addresses_text, network.bridge, args.pod and f" for {args.pod}")
+        return self._result(conf, attachment, call.netns)
+
+    def delete(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+        log.info("CNI DEL of %s %s", call.container_id, call.ifname)
+        self.agent.attachments.detach(call.container_id, call.ifname)
+
+    def check(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+        if conf.prev_result is None:
+            raise CniError(wire.INVALID, "CHECK needs prevResult, the answer to ADD")
+        attachment = self.agent.attachments.find(call.container_id, call.ifname)
+        if attachment is None:
+            raise Unknown(f"container {call.container_id} has no {call.ifname} here")
+        network_of(conf, self._node(), self._env(conf))
+        with container(call.netns, descriptors) as inside:
+            found = differences(attachment, self._seen(attachment, inside))
+        if found:
+            raise CniError(wire.DIFFERS, f"container {call.container_id} is not as it was attached: {found[0]}", "; ".join(found))
+
+    def collect(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+        """Detach what the runtime does not know. Without its list nothing is known, so nothing is removed."""
+        listed = conf.valid if conf.valid is not None else conf.misnamed
+        if listed is None:
+            return
+        known, failed = {(each.container_id, each.ifname) for each in listed}, []
+        for attachment in self.agent.attachments.list():
+            if attachment.network != conf.name or attachment.key in known:
+                continue
+            try:
+                self.agent.attachments.detach(*attachment.key)
+                log.info("freed %s of container %s: its runtime does not know it any more", attachment.addresses_text, attachment.container_id)
+            except TweedError as error:
+                failed.append(str(error))
+        if failed:
+            raise CniError(wire.KERNEL, f"{len(failed)} containers could not be detached: {failed[0]}", "; ".join(failed))
+
+    def status(self, call: Call, conf: Conf, descriptors: list[int]) -> str:
+        """A warning for stderr, "" when all is well. Raises CniError 50 when no container can be attached, 51 for want of addresses."""
+        try:
+            network = network_of(conf, self._node(), self._env(conf))
+        except CniError as error:
+            raise CniError(wire.UNAVAILABLE, str(error)) from None
+        taken = self.agent.attachments.taken()
+        for pool in network.pools:
+            try:
+                taken.pick(pool, None, network.reserved)
+            except NoAddress as error:
+                raise CniError(wire.LIMITED, str(error)) from None
+        return bridge_filter()
+
+    # ---- what they need ----------------------------------------------------------------------------------------
+
+    def _node(self) -> NodeNetwork:
+        """Raises CniError, "try again later", while the agent cannot attach anything."""
+        if self.agent.paused:
+            raise CniError(wire.LATER, "the agent is paused: resume it first (tweed lab resume)")
+        try:
+            return self.agent.node_network()
+        except TweedError as error:
+            raise CniError(wire.LATER, str(error)) from None
+
+    def _env(self, conf: Conf) -> Any:
+        """What flannel's plugin would have read. The agent knows its own lease, so a file that is not there is no error."""
+        if not conf.is_flannel:
+            return None
+        path: Path = type(self.agent.settings.subnet_file)(conf.subnet_file) if conf.subnet_file else self.agent.settings.subnet_file
+        return files.previous_subnet(path)
+
+    def _result(self, conf: Conf, attachment: Attachment, netns: str) -> dict[str, Any]:
+        found = [links.link(self.agent.netlink, name) for name in (attachment.bridge, attachment.host_name)]
+        interfaces = [wire.Interface(link.name, link.mac, link.mtu) for link in found if link is not None]
+        interfaces.append(wire.Interface(attachment.ifname, attachment.mac, attachment.mtu, netns))
+        ips = [wire.Address(address, gateway) for address, gateway in zip(attachment.addresses, attachment.gateways, strict=True)]
+        return wire.result(conf, interfaces, ips, [(via.dst, via.gateway) for via in attachment.routes])
+
+    def _seen(self, attachment: Attachment, inside: Container) -> Seen:
+        nl = self.agent.netlink
+        return Seen(
+            bridge=links.link(nl, attachment.bridge),
+            bridge_addresses=frozenset(row.address for row in tables.addresses(nl, attachment.bridge)),
+            port=links.link(nl, attachment.host_name),
+            inside=links.link(inside.nl, attachment.ifname),
+            addresses=tuple(tables.addresses(inside.nl, attachment.ifname)),
+            routes=tuple(route for family in (4, 6) for route in tables.routes(inside.nl, family)),
+        )
+
+
+def container(path: str, descriptors: list[int]) -> Container:
+    """The namespace of a call: by the descriptors that the relay opened in it, else by the one of it, else by its path."""
+    if len(descriptors) > 1:
+        taken, descriptors[:] = [*descriptors], []
+        return Container.received(taken)
+    try:
+        return Container.enter(f"/proc/self/fd/{descriptors[0]}" if descriptors else path)
+    except KernelError as error:
+        if "open network namespace" not in error.operation:
+            raise
+        raise Unknown(f"CNI_NETNS {path}: {error.text}") from None
+
+
+def translate(error: TweedError) -> CniError:
+    """Our errors in the specification's numbers."""
+    if isinstance(error, CniError):
+        return error
+    if isinstance(error, NoAddress):
+        return CniError(wire.LATER if error.wait_s is not None else wire.NO_ADDRESS, str(error))
+    if isinstance(error, Unknown):
+        return CniError(wire.UNKNOWN, str(error))
+    if isinstance(error, Refused):
+        return CniError(wire.REFUSED, str(error))
+    return CniError(wire.KERNEL if isinstance(error, KernelError) else wire.IO, str(error))
+
+
+def bridge_filter() -> str:
+    """ "" when packets between ports of a bridge pass iptables, else what that means."""
+    off = [key for key in NF_KEYS if sysctl.read(key) != "1"]
+    if not off:
+        return ""
+    return (
+        f"{' and '.join(off)} not 1 (modprobe br_netfilter; sysctl): a Service's address does not work between containers of one node,"
+        " whose replies then pass the bridge without being translated back"
+    )

@@ -1,0 +1,102 @@
+"""The ledger of attachments: one JSON file, replaced atomically, that survives kill -9 and reboot.
+
+An attachment is written down as pending before its first step and as done after its last, so that whatever kill -9 leaves half-made is
+found at the next start. Of another boot only the addresses handed out last are worth anything: every container of it is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tweed.addr import format_address, parse_address
+from tweed.agent.files import write_atomic
+from tweed.errors import TweedError
+from tweed.kernel import sysctl
+from tweed.plan import attachment as plan
+from tweed.plan.addresses import QUARANTINE_S
+from tweed.plan.attachment import Attachment
+
+
+class Bridge(msgspec.Struct, frozen=True):
+    """What we did to a bridge of the node. `index` None: it is about to be made.
+
+    `addresses`: those that we gave it. `mtu`, `up`: as they were before us, None if we made it.
+    """
+
+    index: int | None = None
+    addresses: tuple[str, ...] = ()
+    mtu: int | None = None
+    up: bool | None = None
+
+    @property
+    def ours(self) -> bool:
+        return self.up is None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """The file. `last`: the addresses handed out last. `freed`: when an address was freed, in seconds since boot."""
+
+    boot_id: str
+    last: tuple[str, ...] = ()
+    bridges: dict[str, Bridge] = {}
+    attachments: tuple[dict[str, Any], ...] = ()
+    freed: dict[str, float] = {}
+
+
+class Ledger:
+    """What the file says, in memory. Whoever changes it calls `save`."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file, if there is one. Raises TweedError when it cannot be read: the addresses in it are in use."""
+        self.path = path
+        self.boot_id = sysctl.boot_id()
+        self.last: tuple[bytes, ...] = ()
+        self.bridges: dict[str, Bridge] = {}
+        self.entries: dict[tuple[str, str], Attachment] = {}
+        self.freed: dict[bytes, float] = {}
+        self._load()
+
+    def free(self, entry: Attachment) -> None:
+        """Strike an entry; its addresses go into quarantine."""
+        del self.entries[entry.key]
+        now = clock_s()
+        self.freed = {address: at for address, at in self.freed.items() if now < at + QUARANTINE_S}
+        self.freed |= {prefix.address: now for prefix in entry.addresses}
+
+    def _load(self) -> None:
+        try:
+            page = msgspec.json.decode(self.path.read_bytes(), type=Page)
+            self.last = tuple(parse_address(text) for text in page.last)
+            if page.boot_id == self.boot_id:
+                self.bridges = page.bridges
+                self.entries = {entry.key: entry for entry in map(plan.from_json, page.attachments)}
+                self.freed = {parse_address(text): at for text, at in page.freed.items()}
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise TweedError(f"{self.path}: {error.strerror}") from None
+        except ValueError as error:
+            raise TweedError(f"{self.path} cannot be read: {error}; move it away, and restart the containers of this node") from None
+
+    def save(self) -> None:
+        """Raises TweedError when the file cannot be written."""
+        page = Page(
+            self.boot_id,
+            tuple(map(format_address, self.last)),
+            self.bridges,
+            tuple(map(plan.as_json, self.entries.values())),
+            {format_address(address): round(at, 1) for address, at in self.freed.items()},
+        )
+        try:
+            write_atomic(self.path, msgspec.json.format(msgspec.json.encode(page), indent=1).decode(), 0o600)
+        except OSError as error:
+            raise TweedError(f"{self.path} cannot be written: {error.strerror}") from None
+
+
+def clock_s() -> float:
+    """Seconds since boot, sleep included: a clock that nobody sets."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

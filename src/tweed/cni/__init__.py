@@ -1,0 +1,1 @@
+"""The plugin that container runtimes execute: a relay to the warm agent."""

@@ -1,0 +1,154 @@
+"""`tweed cni`: put the plugin where container runtimes look for it, and take it away again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from tweed import cni as package
+from tweed.commands.common import agent_socket
+from tweed.errors import TweedError, UsageError
+
+SOURCE = Path(package.__file__).parent
+CONFLIST = "10-tweed.conflist"
+ELSEWHERE = Path("/usr/lib/cni")  # where Debian puts the other plugins, and its podman looks for them
+# 1.0.0, although we speak 1.1.0: Debian's plugins, and so whole chains with them, end there.
+FIRST = {"type": "tweed", "capabilities": {"ips": True, "mac": True}}
+CHAINED = ({"type": "portmap", "capabilities": {"portMappings": True}}, {"type": "bandwidth", "capabilities": {"bandwidth": True}})
+ASIDE = ".before-tweed"
+
+bin_option = click.option(
+    "--bin-dir", type=click.Path(path_type=Path), default=Path("/opt/cni/bin"), show_default=True, help="Where runtimes look for plugins."
+)
+conf_option = click.option(
+    "--conf-dir", type=click.Path(path_type=Path), default=Path("/etc/cni/net.d"), show_default=True, help="Where they look for networks."
+)
+
+
+@click.group()
+def cni() -> None:
+    """The CNI plugin, by which container runtimes attach containers."""
+
+
+@cni.command()
+@bin_option
+@conf_option
+@click.option(
+    "--relay", type=click.Choice(["auto", "c", "python"]), default="auto", show_default=True, help="c needs a compiler; auto takes it where there is one."
+)
+@click.option("--flannel", is_flag=True, help="In the place of flannel's plugin, for the network that flannel's file describes; no file of ours.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="The agent's; default: that of this network namespace's agent.")
+def install(bin_dir: Path, conf_dir: Path, relay: str, flannel: bool, run_dir: Path | None) -> None:
+    """Write the plugin and, unless it stands in for flannel's, a network that uses it."""
+    where = str((run_dir or agent_socket(None).parent).absolute())
+    if not where.isprintable() or set(where) & set('"\\%'):
+        raise UsageError(f"--run-dir {where!r}: use a path of plain letters")
+    made, kind = build(relay)
+    plugin = bin_dir / ("flannel" if flannel else "tweed")
+    if flannel and plugin.exists() and not is_ours(plugin):
+        os.replace(plugin, plugin.with_name(plugin.name + ASIDE))
+        click.echo(f"moved {plugin} to {plugin.name}{ASIDE}; tweed cni uninstall brings it back")
+    for path, content, mode, what in ((bin_dir / "tweed.agent", f"{where}\n".encode(), 0o644, f"the agent's directory, {where}"), (plugin, made, 0o755, kind)):
+        replace(path, content, mode)
+        click.echo(f"wrote {path}: {what}")
+    if flannel:
+        return
+    path = conf_dir / CONFLIST
+    chained = [plugin for plugin in CHAINED if any((directory / str(plugin["type"])).exists() for directory in (bin_dir, ELSEWHERE))]
+    text = msgspec.json.format(msgspec.json.encode({"cniVersion": "1.0.0", "name": "tweed", "plugins": [FIRST, *chained]}), indent=2)
+    replace(path, text + b"\n", 0o644)
+    click.echo(f"wrote {path}: network tweed, {' then '.join(str(p['type']) for p in (FIRST, *chained))}")
+    if left := [str(p["type"]) for p in CHAINED if p not in chained]:
+        click.echo(
+            f"without {' and '.join(left)}, found neither in {bin_dir} nor {ELSEWHERE}: install them and run this again (host ports and bandwidth limits)"
+        )
+    if rival := first_network(conf_dir):
+        click.echo(f"{rival} comes before {CONFLIST} and wins: runtimes take the first file of {conf_dir} by name; remove it, or rename it to sort later")
+
+
+@cni.command()
+@bin_option
+@conf_option
+def uninstall(bin_dir: Path, conf_dir: Path) -> None:
+    """Remove what install wrote, and nothing else."""
+    found = False
+    for plugin in (bin_dir / "tweed", bin_dir / "flannel"):
+        if is_ours(plugin):
+            plugin.unlink()
+            found = True
+            click.echo(f"removed {plugin}")
+        aside = plugin.with_name(plugin.name + ASIDE)
+        if aside.exists() and not plugin.exists():
+            os.replace(aside, plugin)
+            click.echo(f"brought back {plugin}")
+    for path, ours in ((bin_dir / "tweed.agent", True), (conf_dir / CONFLIST, uses_us(conf_dir / CONFLIST))):
+        if path.exists() and ours:
+            path.unlink()
+            found = True
+            click.echo(f"removed {path}")
+        elif path.exists():
+            click.echo(f"left alone {path}: it is not as tweed writes it", err=True)
+    if not found:
+        click.echo(f"no plugin of tweed's in {bin_dir}, no network of its in {conf_dir}", err=True)
+
+
+def build(relay: str) -> tuple[bytes, str]:
+    """The plugin's bytes and what it is. Raises TweedError where a compiler was asked for and there is none that works."""
+    why = "no C compiler"
+    if relay != "python" and (compiler := shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
+        with tempfile.TemporaryDirectory(prefix="tweed-cni-") as directory:
+            output = Path(directory) / "relay"
+            for how in (["-static"], []):  # static, so that it runs in any image and starts in half the time
+                done = subprocess.run([compiler, "-O2", *how, "-o", output, SOURCE / "relay.c"], capture_output=True, text=True, check=False)
+                if done.returncode == 0:
+                    return output.read_bytes(), f"the plugin, built by {compiler}"
+            why = f"{compiler}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}"
+    if relay == "c":
+        raise TweedError(f"relay.c cannot be built: {why}; use --relay python")
+    return (SOURCE / "relay.py").read_bytes(), "the plugin, for /usr/bin/python3"
+
+
+def replace(path: Path, content: bytes, mode: int) -> None:
+    """The whole file or the old one: runtimes may look at any moment. Raises TweedError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        raise TweedError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_ours(plugin: Path) -> bool:
+    """Both relays name the file beside them."""
+    try:
+        return b"/tweed.agent" in plugin.read_bytes()
+    except OSError:
+        return False
+
+
+def uses_us(path: Path) -> bool:
+    try:
+        plugins: Any = msgspec.json.decode(path.read_bytes())["plugins"]
+        return any(plugin["type"] == "tweed" for plugin in plugins)
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+        return False
+
+
+def first_network(conf_dir: Path) -> str | None:
+    """The file that runtimes would take before ours."""
+    names = sorted(path.name for path in conf_dir.iterdir() if path.suffix in (".conf", ".conflist", ".json"))
+    return names[0] if names[0] != CONFLIST else None
