@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.system.conftest import TWEED, Lab, eventually, running, tweed
 
-APPLETS = ("sh", "ip", "ping", "nc", "sleep", "cat", "sha256sum", "dd")
+APPLETS = ("sh", "ip", "ping", "nc", "sleep", "cat", "sha256sum", "timeout")
 TEN_MEGABYTES = 10 << 20
 
 
