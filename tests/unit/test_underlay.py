@@ -6,7 +6,7 @@ import pytest
 from tweed.addr import Prefix, format_address, parse_address
 from tweed.errors import KernelError, UsageError
 from tweed.model import InterfaceAddress, Link, Route
-from tweed.plan.underlay import Host, NoUnderlay, Wish, choose_underlay, keep_underlay
+from tweed.plan.underlay import DADFAILED, DEPRECATED, PERMANENT, TEMPORARY, TENTATIVE, Host, NoUnderlay, Way, Wish, choose_underlay, keep_underlay
 
 P, A = Prefix.parse, parse_address
 
@@ -32,8 +32,16 @@ HOST = Host(
 )
 
 
-def reach(address: bytes) -> Route:
-    return Route(Prefix(address, 32), {"10.1.0.9": "ens34", "8.8.8.8": "ens33"}[format_address(address)])
+def reach(address: bytes) -> Way:
+    """What a kernel would answer: by which device, from which address."""
+    ways = {
+        "10.1.0.9": ("ens34", "10.1.0.5"),
+        "8.8.8.8": ("ens33", "192.168.2.250"),
+        "2001:db8::8": ("ens33", "fd00:192::200"),
+        "10.9.9.9": ("tun0", "10.9.0.1"),
+    }
+    device, source = ways[format_address(address)]
+    return Way(device, A(source))
 
 
 def choose(families=(4,), host=HOST, **wish):
@@ -51,10 +59,10 @@ ORDER = [
     ({"iface_regex": ("2",)}, "lo", "127.0.0.1", "--iface-regex 2 matches an address"),
     ({"iface_regex": ("nothing", "^ens")}, "ens33", "192.168.2.200", "--iface-regex ^ens matches the name"),
     ({"iface_regex": ("wlan",), "can_reach": "10.1.0.9"}, "wlan0", "172.16.0.7", "--iface-regex wlan matches the name"),
-    ({"can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "the route to 10.1.0.9"),
-    ({"iface": ("eth0",), "can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "the route to 10.1.0.9"),
+    ({"can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "--iface-can-reach 10.1.0.9 is routed there"),
+    ({"iface": ("eth0",), "can_reach": "10.1.0.9"}, "ens34", "10.1.0.5", "--iface-can-reach 10.1.0.9 is routed there"),
     ({"public_ip": A("172.16.0.7")}, "wlan0", "172.16.0.7", "--public-ip 172.16.0.7"),
-    ({}, "ens33", "192.168.2.200", "the IPv4 default route"),
+    ({}, "ens33", "192.168.2.200", "the IPv4 default route with metric 100"),
 ]
 
 
@@ -72,7 +80,9 @@ def test_addresses_are_matched_before_names():
 
 
 def test_public_ip_beside_an_interface_is_the_address_and_not_the_choice():
-    assert choose(iface=("ens33",), public_ip=A("192.168.2.250")) == msgspec.structs.replace(choose(iface=("ens33",)), local=A("192.168.2.250"))
+    found, plain = choose(iface=("ens33",), public_ip=A("192.168.2.250")), choose(iface=("ens33",))
+    assert (found.device, found.why, found.local) == (plain.device, plain.why, A("192.168.2.250"))
+    assert "ens33 192.168.2.200 (lasting)" in found.instead_of
 
 
 def test_a_global_address_goes_before_a_link_local_one():
@@ -81,11 +91,81 @@ def test_a_global_address_goes_before_a_link_local_one():
     assert (format_address(both.local), format_address(both.local6)) == ("192.168.2.200", "fd00:192::200")
 
 
-def test_a_lasting_address_goes_before_a_temporary_one():
-    newest_first = (InterfaceAddress("ens33", P("fd00:192::bad/64")), *HOST.addresses)
-    host = msgspec.structs.replace(HOST, addresses=newest_first, temporary=frozenset({A("fd00:192::bad")}))
-    assert format_address(choose((4, 6), host, iface=("ens33",)).local6) == "fd00:192::200"
-    assert format_address(choose((4, 6), msgspec.structs.replace(host, temporary=frozenset()), iface=("ens33",)).local6) == "fd00:192::bad"
+# The newest comes first in the kernel's own order. Flags of `newest`, flags of ::200, and which is taken.
+LASTING = [
+    (PERMANENT, PERMANENT, "fd00:192::bad"),
+    (TEMPORARY | PERMANENT, PERMANENT, "fd00:192::200"),
+    (TEMPORARY, 0, "fd00:192::200"),
+    (TEMPORARY, DEPRECATED, "fd00:192::bad"),
+    (0, PERMANENT, "fd00:192::200"),
+    (PERMANENT | DEPRECATED, 0, "fd00:192::200"),
+    (PERMANENT | TENTATIVE, 0, "fd00:192::200"),
+    (PERMANENT | DADFAILED, DEPRECATED | TEMPORARY, "fd00:192::200"),
+    (PERMANENT, PERMANENT | DADFAILED, "fd00:192::bad"),
+]
+
+
+@pytest.mark.parametrize(("newest", "other", "taken"), LASTING)
+def test_a_lasting_address_goes_before_a_fleeting_one(newest, other, taken):
+    addresses = (InterfaceAddress("ens33", P("fd00:192::bad/64")), *HOST.addresses)
+    host = msgspec.structs.replace(HOST, addresses=addresses, flags={A("fd00:192::bad"): newest, A("fd00:192::200"): other})
+    assert format_address(choose((4, 6), host, iface=("ens33",)).local6) == taken
+
+
+def test_an_ipv4_address_is_not_less_for_being_a_secondary_one():
+    """The bit that says "temporary" of an IPv6 address."""
+    host = msgspec.structs.replace(HOST, flags={A("192.168.2.200"): PERMANENT | TEMPORARY, A("192.168.2.250"): PERMANENT})
+    assert format_address(choose(host=host, iface=("ens33",)).local) == "192.168.2.200"
+    leased = msgspec.structs.replace(HOST, flags={A("192.168.2.200"): 0, A("192.168.2.250"): PERMANENT})
+    assert format_address(choose(host=leased, iface=("ens33",)).local) == "192.168.2.250"
+
+
+def test_the_address_that_a_wish_names_is_the_one_that_is_used():
+    assert format_address(choose(iface=("192.168.2.250",)).local) == "192.168.2.250"
+    assert format_address(choose(iface_regex=("[.]250$",)).local) == "192.168.2.250"
+    assert format_address(choose(can_reach="8.8.8.8").local) == "192.168.2.250"
+    both = choose((4, 6), iface=("fd00:192::200",))
+    assert (format_address(both.local), format_address(both.local6)) == ("192.168.2.200", "fd00:192::200")
+
+
+def test_an_ipv6_target_finds_the_interface_of_an_ipv4_overlay():
+    found = choose((4,), can_reach="2001:db8::8")
+    assert (found.device, format_address(found.local), found.local6) == ("ens33", "192.168.2.200", None)
+    assert format_address(choose((4, 6), can_reach="2001:db8::8").local6) == "fd00:192::200"
+
+
+def test_a_target_of_our_own_names_the_interface_that_has_it():
+    found = choose(can_reach="10.1.0.5")
+    assert (found.device, found.why) == ("ens34", "--iface-can-reach 10.1.0.5 is its own address")
+
+
+def test_an_expression_is_not_matched_against_a_family_that_is_off():
+    with pytest.raises(NoUnderlay, match="no interface matches"):
+        choose(iface_regex=("^fd00",))
+
+
+def test_of_default_routes_the_first_whose_interface_has_both_families():
+    host = msgspec.structs.replace(HOST, defaults=(route("wlan0", 50), route("ens34", 60), *HOST.defaults, route("ens33", 900, "::/0")))
+    assert choose((4, 6), host).device == "ens34" and format_address(choose((4, 6), host).local6) == "fe80::2"
+    bare = tuple(a for a in HOST.addresses if a.address.family == 4)
+    with pytest.raises(NoUnderlay, match=r"wlan0 .the IPv4 default route with metric 50. has no IPv6 address"):
+        choose((4, 6), msgspec.structs.replace(host, addresses=bare))
+
+
+def test_what_was_not_chosen_is_told_with_the_reason():
+    host = msgspec.structs.replace(HOST, flags={A("172.16.0.7"): 0, A("10.1.0.5"): PERMANENT | DEPRECATED})
+    assert choose(host=host).instead_of == (
+        "ens33 192.168.2.250 (lasting)",
+        "ens34 10.1.0.5 (deprecated, default route with metric 200)",
+        "wlan0 172.16.0.7 (dynamic, default route with metric 600)",
+    )
+    assert "ens34 10.1.0.5 (lasting, no default route)" in choose(host=msgspec.structs.replace(HOST, defaults=(route("wlan0"),))).instead_of
+
+
+def test_the_address_that_every_virtual_machine_has_is_doubted_unless_it_was_asked_for():
+    host = msgspec.structs.replace(HOST, addresses=(InterfaceAddress("ens33", P("10.0.2.15/24")), *HOST.addresses))
+    assert choose(host=host).doubt.startswith("10.0.2.15 is what VirtualBox and QEMU give every guest")
+    assert choose(host=host, iface=("ens33",)).doubt == "" and choose().doubt == ""
 
 
 def test_the_default_route_with_the_lowest_metric():
@@ -135,7 +215,7 @@ def test_what_can_never_work_is_a_usage_error(wish):
 
 
 def test_an_unreachable_address_is_the_kernels_word():
-    def unreachable(address: bytes) -> Route:
+    def unreachable(address: bytes) -> Way:
         raise KernelError("ip route get", 101, "Network is unreachable")
 
     with pytest.raises(KernelError, match="unreachable"):
@@ -147,6 +227,8 @@ def test_what_comes_later_does_not_move_a_node():
     newer = (InterfaceAddress("ens33", P("2001:db8::77/64")), InterfaceAddress("ens33", P("192.168.2.9/24")), *HOST.addresses)
     busier = msgspec.structs.replace(HOST, addresses=newer, defaults=(route("tun0"), route("ens34"), *HOST.defaults))
     assert keep_underlay(now, busier) == now
+    renamed = (Link("wan0", 2, mtu=1500), Link("ens33", 77, mtu=1500), *HOST.links[2:])
+    assert keep_underlay(now, msgspec.structs.replace(busier, links=renamed)) == msgspec.structs.replace(now, device="wan0")
     anew = (Link("ens33", 12, mtu=1400), *HOST.links[2:])
     assert keep_underlay(now, msgspec.structs.replace(busier, links=anew)) == msgspec.structs.replace(now, index=12, mtu=1400)
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tweed.addr import Prefix, format_address
+from tweed.addr import Prefix
 from tweed.agent import claim, files
 from tweed.agent.attachments import Attachments
 from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
@@ -201,8 +201,9 @@ class Agent:
     async def _choose_underlay(self) -> Underlay:
         assert self.site is not None
         underlay = self.site.underlay()
-        addresses = " and ".join(format_address(a) for a in (underlay.local, underlay.local6) if a is not None)
-        log.info("underlay is %s with %s, because of %s", underlay.device, addresses, underlay.why)
+        log.info("underlay is %s, because of %s", underlay, underlay.why)
+        for other in underlay.instead_of:
+            log.info("underlay is not %s", other)
         return underlay
 
     async def _be_alone(self) -> None:
@@ -226,12 +227,14 @@ class Agent:
             underlay = self.site.underlay(self.underlay)
         except (NoUnderlay, KernelError) as error:
             self.problems["underlay"] = Problem("underlay", self.underlay.device, self._down(self.underlay.device) or str(error))
+            self.ears.underlay = None
             return
         self.problems.pop("underlay", None)
+        self.ears.underlay = underlay.index
         if down := self._down(underlay.device):
             self.problems["underlay"] = Problem("underlay", underlay.device, down)
         if underlay != self.underlay:
-            log.info("the underlay changed: %s, MTU %d", underlay.device, underlay.mtu)
+            log.info("the underlay changed: %s", underlay)
             self.underlay = underlay
             self.dataplane.vteps = self.wanted_vteps()
             self._write_subnet_file()
@@ -548,6 +551,8 @@ class Agent:
 
     def all_problems(self) -> list[Problem]:
         found = [*self.problems.values(), *self.bridge_problems, *self.firewall.problems, *self.screened.problems]
+        if self.underlay is not None and self.underlay.doubt:
+            found.append(Problem("shared-address", self.underlay.device, self.underlay.doubt))
         found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
         found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
         if self.membership is not None and self.membership.fenced:

@@ -51,7 +51,10 @@ def commands(settings: Settings) -> Iterator[str]:
     netlink = Netlink()
     site = Site(with_node_ip(settings, given), network, netlink)
     underlay = site.underlay()
-    yield f"# underlay {underlay.device}, because of {underlay.why}"
+    yield f"# underlay {underlay}, because of {underlay.why}"
+    yield from (f"# underlay is not {other}" for other in underlay.instead_of)
+    if underlay.doubt:
+        yield f"# problem: shared-address: {underlay.device}: {underlay.doubt}"
     site.check_overlap()
     records = {record.key: record for record in snapshot.records}
     claim.check_backend_reading(network, records.values())

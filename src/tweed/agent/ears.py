@@ -23,6 +23,7 @@ class Ears:
         self.dataplane = dataplane
         self.heard = heard
         self.monitor: Monitor | None = None
+        self.underlay: int | None = None  # the ifindex that is in use; None: any device, address or default route may be what is waited for
         self.nft_pending = False
 
     def listen(self, stack: contextlib.AsyncExitStack, own: Collection[int]) -> None:
@@ -64,12 +65,12 @@ class Ears:
         devices = {vtep.name for vtep in self.dataplane.vteps}
         underlays = {vtep.underlay for vtep in self.dataplane.vteps}
         match notice.row:
-            case Link(name=name):
-                return name in devices | underlays
+            case Link(name=name, index=index):
+                return name in devices | underlays or self.underlay in (None, index)
             case InterfaceAddress(device=device):
-                return device in devices | underlays
+                return device in devices | underlays or self.underlay is None
             case Route(dst=dst, device=device):
-                return device in devices or any(network.contains(dst) for network in self.dataplane.networks)
+                return device in devices or (self.underlay is None and dst.length == 0) or any(network.contains(dst) for network in self.dataplane.networks)
             case Neighbour(device=device) | FdbEntry(device=device):
                 return device in devices
             case _:

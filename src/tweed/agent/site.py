@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection
 
 import msgspec
 
-from tweed.addr import Prefix
+from tweed.addr import Prefix, format_address, parse_address
 from tweed.agent import files
 from tweed.agent.claim import Request
 from tweed.config import Settings
@@ -16,7 +17,7 @@ from tweed.kernel.netlink import Netlink
 from tweed.model import Owner
 from tweed.plan.docker import Bridge, bridge_problems
 from tweed.plan.screen import Problem
-from tweed.plan.underlay import Host, Underlay, Wish, choose_underlay, keep_underlay
+from tweed.plan.underlay import Host, Underlay, Way, Wish, choose_underlay, keep_underlay
 from tweed.stores import Given
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
@@ -41,7 +42,7 @@ class Site:
         found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
         addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
         defaults = tuple(r for everything in EVERYTHING for r in tables.routes(self.netlink, everything.family, inside=everything, exact=True))
-        return Host(found, addresses, defaults, tables.temporary_addresses(self.netlink) if 6 in self.families else frozenset())
+        return Host(found, addresses, defaults)
 
     def underlay(self, now: Underlay | None = None) -> Underlay:
         """The underlay `now` while it lasts, else the one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""
@@ -50,7 +51,17 @@ class Site:
             return kept
         s = self.settings
         wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
-        return choose_underlay(wish, host, lambda address: tables.lookup_route(self.netlink, address))
+        return choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
+
+    def _reach(self, address: bytes) -> Way:
+        """The route, and the source by the kernel's own choice for a socket; nothing is sent. Raises KernelError where there is no way."""
+        device = tables.lookup_route(self.netlink, address).device
+        with socket.socket(socket.AF_INET if len(address) == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((format_address(address), 9))
+            except OSError:  # a route without a source: the interface's addresses decide
+                return Way(device)
+            return Way(device, parse_address(probe.getsockname()[0]))
 
     def check_overlap(self) -> None:
         """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are.

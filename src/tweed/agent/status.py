@@ -40,7 +40,9 @@ def document(agent: Agent) -> dict[str, Any]:
         "vtep_mac6": _mac(lease.v6),
         "mtu": agent.mtu or None,
         "network": None if agent.network is None else {"networks": [str(n) for n in agent.network.networks], "backend": agent.network.backend},
-        "underlay": None if underlay is None else {"device": underlay.device, "mtu": underlay.mtu, "why": underlay.why},
+        "underlay": None
+        if underlay is None
+        else {"device": underlay.device, "mtu": underlay.mtu, "why": underlay.why, "instead_of": list(underlay.instead_of)},
         "store": {
             "url": agent.settings.store,
             "flags": list(agent.settings.store_flags),

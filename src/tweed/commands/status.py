@@ -50,6 +50,7 @@ def lines(d: dict[str, Any]) -> list[str]:
         u = d["underlay"]
         addresses = " and ".join(a for a in (d["public_ip"], d["public_ip6"]) if a)
         out.append(f"underlay   {u['device']} {addresses}, MTU {u['mtu']}, chosen because of {u['why']}")
+        out += [f"           not {other}" for other in u["instead_of"][:SHOWN]]
     for v in d["devices"]:
         failure = click.style(f" {v['failure']}", fg="red") if v["failure"] else ""
         out.append(f"device     {v['name']} {v['mac']} {v['address']}, VNI {v['vni']}, UDP port {v['port']}, MTU {v['mtu']}{failure}")

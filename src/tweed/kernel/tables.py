@@ -44,9 +44,9 @@ def addresses(nl: Netlink, device: str | None = None, family: int | None = None)
     return [row for row in rows if isinstance(row, InterfaceAddress) and device in (None, row.device)]
 
 
-def temporary_addresses(nl: Netlink) -> frozenset[bytes]:
-    """The host's IPv6 privacy addresses."""
-    return frozenset(address for data in nl.dump(wire.dump_addresses(6, 0), "ip -6 addr show") for address in wire.temporary_addresses(data))
+def address_flags(nl: Netlink) -> dict[bytes, int]:
+    """The IFA_F_ bits of every address of the host."""
+    return {address: flags for data in nl.dump(wire.dump_addresses(0, 0), "ip addr show") for address, flags in wire.address_flags(data)}
 
 
 def routes(

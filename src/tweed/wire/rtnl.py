@@ -53,7 +53,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
-IFA_F_TEMPORARY, IFA_F_NODAD = 0x01, 0x02  # the first means "secondary" for IPv4
+IFA_F_NODAD = 0x02
 
 NDA_DST, NDA_LLADDR, NDA_VLAN, NDA_PORT, NDA_VNI, NDA_IFINDEX, NDA_MASTER = 1, 2, 5, 6, 7, 8, 9
 NTF_SELF, NTF_MASTER, NTF_PROXY = 0x02, 0x04, 0x08
@@ -232,14 +232,14 @@ def read_address(data: bytes, start: int, end: int, names: Mapping[int, str], wi
     return [InterfaceAddress(names[index], Prefix(address, length), scope)]
 
 
-def temporary_addresses(data: bytes) -> list[bytes]:
-    """The IPv6 privacy addresses (RFC 8981) in a datagram of a dump of addresses: the kernel replaces each within a day or so."""
+def address_flags(data: bytes) -> list[tuple[bytes, int]]:
+    """Each address in a datagram of a dump of addresses, with the IFA_F_ bits that say how long it will be there."""
     found = []
     for kind, _, _, _, start, end in messages(data):
         if kind == RTM_NEWADDR:
-            family, _, flags, _, _ = fixed(IFADDRMSG, data, start, end)
-            if family == AF_INET6 and flags & IFA_F_TEMPORARY:
-                found.append(attributes(data, start + 8, end).get(IFA_ADDRESS, b""))
+            parts = attributes(data, start + 8, end)
+            _, _, flags, _, _ = fixed(IFADDRMSG, data, start, end)
+            found.append((parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS, b""), flags))
     return found
 
 
