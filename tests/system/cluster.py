@@ -78,12 +78,13 @@ class Node(Namespace):
         self.log, self.subnet_file = self.directory / "log", self.directory / "subnet.env"
         self.socket, self.state = self.directory / "run/agent.sock", self.directory / "state"
         self.process: subprocess.Popen[bytes] | None = None
+        self.iface: tuple[str, ...] = ("--iface", "ens33")
         self.directory.mkdir()
 
     @property
     def flags(self) -> list[str]:
         directories = ["--run-dir", str(self.socket.parent), "--state-dir", str(self.state), "--subnet-file", str(self.subnet_file)]
-        return ["--store", self.cluster.store, "--node-name", self.node, "--iface", "ens33", "--net-config-path", "/nonexistent", *directories]
+        return ["--store", self.cluster.store, "--node-name", self.node, *self.iface, "--net-config-path", "/nonexistent", *directories]
 
     def tweed(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A tweed command inside, for this node's agent and store."""
