@@ -42,6 +42,11 @@ TABLES = (
     "trace.ends",
     "trace.rtnetlink",
     "trace.findings",
+    "trace.events",
+    "trace.sights",
+    "trace.beside",
+    "trace.drops",
+    "trace.judge",
 )
 SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure", "trace.pcap")
 PURE = ("wire", "plan", *TABLES, *SHOWN, "doctor.checks")
@@ -63,7 +68,8 @@ RULES = {
     **dict.fromkeys(SHOWN, Rule((*VALUES, "wire", *TABLES, *SHOWN), ("msgspec",), pure=True)),
     "doctor.__init__": Rule((), (), pure=True),
     "doctor.checks": Rule((*VALUES, "wire", "trace.snapshot", "doctor.checks"), ("msgspec",), pure=True),
-    "kernel": Rule((*VALUES, *PURE, "kernel")),
+    "bpf": Rule((), ()),
+    "kernel": Rule((*VALUES, *PURE, "kernel", "bpf")),
     "stores": Rule((*VALUES, *PURE, "stores", "kernel.inotify")),
     "agent": Rule((*LOWER, "agent")),
     "lab": Rule((*LOWER, "lab", "agent")),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from tweed.commands import spaces
 from tweed.commands.common import json_option, print_json
@@ -72,19 +73,28 @@ def spread(args: list[str], valued: Collection[str]) -> list[str]:
 @click.command(cls=ManyFiles)
 @click.option("--tables", "files", multiple=True, metavar="FILE...", help="Pasted tables: FILE, NODE=FILE, NODE/POD=FILE, a directory per node, - for stdin.")
 @click.option("--lab", "lab_name", metavar="LAB", help="In this lab; needed when several are up.")
+@click.option("--live", "as_live", is_flag=True, help="Send a real packet and show what every device does with it.")
+@click.option("--fix", is_flag=True, help="With --live: run the commands that mend the first divergence, then send another.")
 @click.argument("src")
 @click.argument("dst")
 @json_option
 @show_options
-def walk(files: tuple[str, ...], lab_name: str | None, src: str, dst: str, as_json: bool, **shown: Any) -> None:
+def walk(files: tuple[str, ...], lab_name: str | None, as_live: bool, fix: bool, src: str, dst: str, as_json: bool, **shown: Any) -> None:
     """How a packet travels from SRC to DST, which row of which table decides at each step, and what the tables do not say.
 
     Each is an address, a pod, node/pod or a node. Without --tables the tables are those of the kernel now, of this node or of the lab that is
-    up, and the kernel is asked for each decision too.
+    up, and the kernel is asked for each decision too. With --live a real packet goes that way: every device, look-up and drop that it meets is
+    shown beside what the tables say, and the first difference is named with what mends it.
 
     Exit 0 delivered, 1 a problem, 2 usage (no tables, an unknown address), 3 not enough known.
     """
     want = wanted(shown)
+    if fix and not as_live:
+        raise UsageError("--fix: it goes with --live, which shows whether it helped")
+    if as_live:
+        if files:
+            raise UsageError("--live and --tables: give one of them: pasted tables have no kernel to send a packet through")
+        sys.exit(observed(lab_name, src, dst, want, fix=fix, as_json=as_json))
     if not files:
         found, snapshot = live(lab_name, src, dst, want)
     else:
@@ -103,6 +113,35 @@ def walk(files: tuple[str, ...], lab_name: str | None, src: str, dst: str, as_js
         report(snapshot)
     if found.exit_code:
         sys.exit(found.exit_code)
+
+
+def observed(lab_name: str | None, src: str, dst: str, want: Wanted, *, fix: bool, as_json: bool) -> int:
+    """One real packet, with `fix` the cure and a second one. Returns the exit code of the last."""
+    from tweed.commands.walk_live import mend, observe, tell
+
+    lab = spaces.lab_of(lab_name)
+    with spaces.opened(lab) as opened:
+        found, snapshot = observe(lab, opened, src, dst, want)
+        shown: dict[str, Any] = document(found, sayer(want.language))
+        if not as_json:
+            show(found, snapshot, want)
+        if fix and found.first_divergence is not None and found.first_divergence.fix:
+            done = list(mend(opened, found.first_divergence.fix))
+            if not as_json:
+                click.echo()
+                tell(done)
+            again = None
+            if not done[-1].error:
+                again, snapshot = observe(lab, opened, src, dst, want)
+                found = again
+                if not as_json:
+                    click.echo()
+                    show(again, snapshot, want)
+            shown["fixed"] = {"commands": [msgspec.structs.asdict(each) for each in done], "after": again and document(again, sayer(want.language))}
+    if as_json:
+        print_json(shown)
+        save(found, snapshot, want)
+    return found.exit_code
 
 
 def live(lab_name: str | None, src: str, dst: str, want: Wanted) -> tuple[Walk, Snapshot]:

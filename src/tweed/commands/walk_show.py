@@ -38,6 +38,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "warn": {"fg": "yellow", "bold": True},
     "bad": {"fg": "red", "bold": True},
     "unknown": {"fg": "yellow"},
+    "seen": {"fg": "bright_black"},
     "quiet": {"fg": "bright_black"},
 }
 # For terminals that cannot show them.
@@ -48,13 +49,14 @@ OPTIONS = (
     click.option("--fields", is_flag=True, help="The packet's fields at each device."),
     click.option("--proto", type=click.Choice(["icmp", "udp", "tcp"]), default="icmp", show_default=True, help="What the packet is."),
     click.option("--size", type=int, metavar="BYTES", help="Of the IP packet, as MTUs count; default 84, of TCP its headers."),
+    click.option("--df", is_flag=True, help="The packet may not be cut into fragments."),
     click.option("--sport", type=click.IntRange(0, 65535), metavar="PORT", help="Source port; of icmp the identifier."),
     click.option("--dport", type=click.IntRange(0, 65535), metavar="PORT", help="Destination port."),
     click.option("--pcapng", "pcapng_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the packets as a capture."),
     click.option("--svg", "svg_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the way."),
     click.option("--lang", type=click.Choice(LANGUAGES), help="Default: the locale's."),
 )
-NAMES = ("as_hex", "fields", "proto", "size", "sport", "dport", "pcapng_file", "svg_file", "lang")
+NAMES = ("as_hex", "fields", "proto", "size", "df", "sport", "dport", "pcapng_file", "svg_file", "lang")
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -64,6 +66,7 @@ class Wanted(msgspec.Struct, frozen=True):
     fields: bool = False
     proto: Protocol = "icmp"
     size: int | None = None
+    df: bool = False
     sport: int | None = None
     dport: int | None = None
     pcapng_file: Path | None = None
@@ -78,7 +81,7 @@ class Wanted(msgspec.Struct, frozen=True):
         """The packet that walks. Raises UsageError when there is no such packet."""
         probe = Probe(src, dst, self.proto, 0, self.sport, self.dport)
         size = self.size if self.size is not None else probe.least if self.proto == "tcp" else PING_SIZE
-        probe = msgspec.structs.replace(probe, size=size)
+        probe = msgspec.structs.replace(probe, size=size, dont_fragment=True if self.df else None)
         probe.check()
         return probe
 

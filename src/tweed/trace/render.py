@@ -9,11 +9,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from tweed.addr import format_address
 from tweed.trace.bits import Frame
 from tweed.trace.frames import Stage
 from tweed.trace.messages import Language, label, sayer
-from tweed.trace.result import Divergence, Finding, Quote, Said, Step, Walk, kind_of
+from tweed.trace.result import Divergence, Finding, Quote, Said, Seen, Step, Walk, kind_of
 from tweed.wire.packet import Layer
 
 Span = tuple[str, str]  # text, style ("" plain)
@@ -55,8 +57,13 @@ def walk_lines(walk: Walk, language: Language) -> list[Line]:
             lines.append(branch_line(walk, branch, language))
         lines += step_lines(step, number, where if where != before else "", column, language)
         before = where
+    for which in ("reply", "whole"):
+        if (other := getattr(walk, which)) is not None:
+            lines += [(), ((label(language, f"the {which}"), "heading"),), *walk_lines(msgspec.structs.replace(other, first_divergence=None), language)]
     if walk.first_divergence is not None:
         lines += [(), *divergence_lines(walk.first_divergence, language)]
+    for said in walk.blind:
+        lines.append(((f"{label(language, 'not seen')}: {sayer(language)('blind', said)}", "quiet"),))
     if walk.findings:
         lines += [(), ((label(language, "findings"), "heading"),)]
         for finding in walk.findings:
@@ -88,8 +95,6 @@ def step_lines(step: Step, number: int, where: str, column: int, language: Langu
     if step.question:
         line.append((f"{label(language, 'step', number=step.question)}  ", "step"))
     line.append((say(kind, step.decision), "bad" if kind == "cause" else ""))
-    if step.t_us is not None:
-        line.append((f"   {step.t_us:.1f} µs", "quiet"))
     yield tuple(line)
     if step.row is not None:
         yield (left, ""), *quote(step.row, "row")
@@ -101,6 +106,23 @@ def step_lines(step: Step, number: int, where: str, column: int, language: Langu
         yield (left, ""), (f"{label(language, 'assumed')}: {say('assumption', said)}", "quiet")
     for said in step.unknowns:
         yield (left, ""), (f"{label(language, 'not known')}: {say('unknown', said)}", "unknown")
+    for sight in step.seen:
+        yield (left, ""), *seen_line(sight, language)
+
+
+def seen_line(sight: Seen, language: Language) -> Line:
+    """When, how long after the sight before, which event where, and what the kernel said."""
+    times = "" if sight.t_us is None else f"{sight.t_us:9.1f} µs {'' if sight.hop_us is None else f'{sight.hop_us:+.1f}':>8}  "
+    words = [
+        sight.event,
+        sight.node if sight.node and sight.event == "kfree_skb" else "",
+        sight.device,
+        label(language, sight.direction) if sight.direction else "",
+    ]
+    words += [label(language, "bytes", size=sight.size) if sight.size else "", sight.text]
+    style = "bad" if sight.event in ("kfree_skb", "icmp_send") else "seen"
+    line: Line = ((times, "quiet"), (" ".join(filter(None, words)), style))
+    return (*line, (f"   {label(language, 'differs')}: {', '.join(sight.differs)}", "warn")) if sight.differs else line
 
 
 def quote(row: Quote, style: str) -> Line:

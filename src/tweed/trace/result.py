@@ -253,13 +253,17 @@ class Loser(msgspec.Struct, frozen=True, gc=False):
 class Seen(msgspec.Struct, frozen=True, gc=False):
     """What happened to a real packet at a place.
 
-    `event`: the kernel's tracepoint, or "packet" of a packet socket. `t_us`: since the probe was first seen. `hop_us`: since the sight before.
-    `size` of the frame in bytes, 0 where the event has none. `text`: the kernel's own words: a drop's reason and function, a look-up's answer.
-    `differs`: fields that are known beforehand and are others on the frame.
+    `event`: the kernel's tracepoint; "packet" of a packet socket; "cached" where the kernel had the answer at hand and looked nothing up.
+    `t_us`: since the probe was first seen, None for what is no event. `hop_us`: since the sight before. `size` of the frame in bytes, 0 where
+    the event has none. `text`: the kernel's own words: a drop's reason and function, a look-up's answer, an error's type. `differs`: fields
+    that are known beforehand and are others on the frame.
     """
 
     event: str
-    t_us: float
+    node: str
+    device: str
+    direction: str = ""
+    t_us: float | None = None
     hop_us: float | None = None
     size: int = 0
     text: str = ""

@@ -1,0 +1,144 @@
+"""Why a packet was dropped, by what the kernel said of it: its reason and its function. Pure.
+
+Kernels differ in how many reasons they tell apart (6.1 knows a third of those of 6.18, and says NOT_SPECIFIED for the rest), their functions
+have kept their names: the reason is asked first, then the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tweed.addr import format_address, format_mac
+from tweed.trace.cluster import Cluster
+from tweed.trace.inside import veth_of
+from tweed.trace.result import Fix, Said
+from tweed.trace.sights import Sight
+from tweed.trace.snapshot import DeviceRow
+
+# A reason's first words, or a function's, and the cause. The first that fits decides.
+REASONS = (
+    ("NETFILTER_DROP", "firewall-drops"),
+    ("IP_RPFILTER", "rp-filter"),
+    ("PKT_TOO_BIG", "mtu-exceeded"),
+    ("VXLAN_VNI_NOT_FOUND", "vni-mismatch"),
+    ("VXLAN_NO_REMOTE", "fdb-missing"),
+    ("LOCAL_MAC", "vtep-mac-duplicate"),
+    ("OTHERHOST", "wrong-mac"),
+    ("NEIGH_", "neighbour-failed"),
+    ("IP_OUTNOROUTES", "route-missing"),
+    ("IP_INNOROUTES", "route-missing"),
+    ("IP_NOROUTES", "route-missing"),
+    ("IP_LOCAL_SOURCE", "underlay-source-dropped"),
+    ("IP_INVALID_SOURCE", "underlay-source-dropped"),
+    ("BRIDGE_INGRESS_STP_STATE", "bridge-port-blocked"),
+)
+FUNCTIONS = (
+    (("nf_hook_slow", "nft_do_chain", "ipt_do_table", "ip6t_do_table", "ebt_do_table"), "firewall-drops"),
+    (("vxlan_rcv",), "vni-mismatch"),
+    (("vxlan_xmit",), "fdb-missing"),
+    (("neigh_", "arp_error_report", "ndisc_error_report"), "neighbour-failed"),
+    (("ip_error", "ip6_pkt_drop", "ip6_pkt_discard"), "route-missing"),
+)
+FORWARDS_TO_PEER = ("__dev_forward_skb", "veth_forward_skb", "veth_xmit")
+ETHERNET = 14
+TTL_EXCEEDED, FRAGMENTATION_NEEDED, PACKET_TOO_BIG6, TIME_EXCEEDED6 = (11, 0), (3, 4), (2, 0), (3, 0)
+ERRORS = {
+    TTL_EXCEEDED: "ttl-exceeded",
+    FRAGMENTATION_NEEDED: "mtu-exceeded",
+    PACKET_TOO_BIG6: "mtu-exceeded",
+    TIME_EXCEEDED6: "ttl-exceeded",
+    (3, 13): "firewall-drops",
+}
+# What a filter is removed with, by the first words of the drop's reason.
+REMOVALS = {
+    "TC_INGRESS": "tc filter del dev {device} ingress",
+    "TC_EGRESS": "tc filter del dev {device} egress",
+    "QDISC_": "tc qdisc del dev {device} root",
+    "XDP": "ip link set dev {device} xdp off",
+}
+# sendto(2) that fails says it of the sender's own namespace.
+SEND_ERRORS: Mapping[str, str] = {
+    "ENETUNREACH": "route-missing",
+    "EINVAL": "route-blackhole",
+    "EACCES": "route-prohibit",
+    "EHOSTUNREACH": "route-unreachable",
+    "EMSGSIZE": "mtu-exceeded",
+    "EPERM": "firewall-drops",
+    "ENETDOWN": "device-down",
+}
+
+
+def cause_of(reason: str, function: str, error: tuple[int, int] | None = None) -> str:
+    """An id of result.CAUSES, or "wrong-mac" where the device decides which. `error`: type and code of the ICMP error about it."""
+    name = function.partition("+")[0]
+    for words, cause in REASONS:
+        if reason.startswith(words):
+            return cause
+    for names, cause in FUNCTIONS:
+        if name.startswith(names):
+            return cause
+    return ERRORS.get(error, "kernel-drops") if error is not None else "kernel-drops"
+
+
+def explain(sight: Sight, errors: tuple[Sight, ...], cluster: Cluster, node: str, device: str) -> tuple[Said, tuple[Fix, ...]]:
+    """The cause of a drop with its parameters, and what removes it where that follows from the drop alone. `node`, `device`: where it counts."""
+    event = sight.event
+    born = next((each.event.code for each in errors if each.event.kind == "icmp-sent"), None)
+    cause = cause_of(event.reason, event.function, None if born is None else (born >> 8, born & 255))
+    tables = cluster.tables.get(node)
+    network = sight.inner
+    dst = format_address(network.octets("dst")) if network is not None else "?"
+    src = format_address(network.octets("src")) if network is not None else "?"
+    ethernet = sight.packet.find("ethernet", sight.packet.levels - 1) if sight.packet is not None else None
+    mac = format_mac(ethernet.octets("dst")) if ethernet is not None else "?"
+    own = tables.mac(device) if tables is not None else None
+    right = format_mac(own) if own is not None else "?"
+    if cause == "wrong-mac":
+        vxlan = tables is not None and tables.kind(device)[0] == "vxlan"
+        if vxlan:
+            return Said("vtep-mac-stale", {"mac": mac, "right": right, "device": device}), ()
+        return Said("underlay-neighbour-wrong", {"address": dst, "mac": mac, "right": right}), ()
+    if event.function.startswith(FORWARDS_TO_PEER) and (peer := peer_of(cluster, node, device)) is not None:
+        at, row = peer
+        if row.up is False:
+            return Said("device-down", {"device": row.name}), (Fix(at, f"ip link set {row.name} up"),)
+        if row.mtu is not None and event.size - ETHERNET > row.mtu:
+            return Said("mtu-exceeded", {"size": str(event.size - ETHERNET), "mtu": str(row.mtu), "device": row.name}), ()
+    vxlan_layer = sight.packet.find("vxlan") if sight.packet is not None else None
+    mtu = tables.mtu(device) if tables is not None else None
+    params = {
+        "firewall-drops": {"device": device, "hook": event.function.partition("+")[0] or "?"},
+        "rp-filter": {"src": src, "device": device, "other": "?"},
+        "mtu-exceeded": {"size": str(event.size - ETHERNET), "mtu": str(mtu or "?"), "device": device},
+        "vni-mismatch": {"vni": str(vxlan_layer.number("vni")) if vxlan_layer is not None else "?", "right": "?", "device": device},
+        "fdb-missing": {"mac": mac, "device": device},
+        "vtep-mac-duplicate": {"mac": mac, "device": device},
+        "neighbour-failed": {"address": dst, "device": device, "state": "FAILED"},
+        "route-missing": {"dst": dst},
+        "underlay-source-dropped": {"address": src, "device": device},
+        "bridge-port-blocked": {"port": device, "state": "blocking"},
+        "ttl-exceeded": {"dst": dst},
+    }
+    if cause in params:
+        return Said(cause, params[cause]), ()
+    fixes = tuple(Fix(node, command.format(device=device)) for words, command in REMOVALS.items() if event.reason.startswith(words) and device)
+    return Said("kernel-drops", {"device": device, "reason": event.reason or "?", "function": event.function.partition("+")[0] or "?"}), fixes
+
+
+def peer_of(cluster: Cluster, node: str, device: str) -> tuple[str, DeviceRow] | None:
+    """The other end of a veth between a container and its node: where it is, and its row."""
+    here = cluster.tables.get(node)
+    if here is None:
+        return None
+    host = cluster.host_of(here)
+    if host is not here:
+        row = veth_of(host, here, device)
+        return (host.name, row) if row is not None else None
+    for name, inside in cluster.tables.items():
+        if inside.node.host != node:
+            continue
+        for each in inside.devices.values():
+            row = veth_of(here, inside, each.name)
+            if row is not None and row.name == device:
+                return name, each
+    return None

@@ -1,0 +1,227 @@
+"""What should have become of a packet and what became of it: equal, or where they first part. Pure.
+
+    judge(...) -> Walk      the predicted steps with their sights, the verdict of what was seen, the first divergence and what it rests on
+
+Tables that are wrong are the prediction's to find (the walk's own divergence, or `diagnosed`: tables held against leases); it counts when the
+packet was seen to come just so far. A packet that ends earlier, or where tables say that it goes on, ended for the reason that the kernel gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tweed.addr import format_address
+from tweed.trace.beside import Laid, beside, in_tunnel
+from tweed.trace.cluster import Cluster
+from tweed.trace.drops import SEND_ERRORS, explain
+from tweed.trace.frames import Probe
+from tweed.trace.result import Divergence, Quote, Said, Seen, Tier, Verdict, Walk
+from tweed.trace.sights import Leg, Sight, is_error
+
+
+class Ways(msgspec.Struct, frozen=True):
+    """What tables predict of a probe and of its answer. `back` None: no way back is known. `diagnosed`: what they have against leases."""
+
+    there: Walk
+    back: Walk | None = None
+    diagnosed: Divergence | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """`refused`: the name of the errno with which the sender's kernel refused to send, "" when it took the packet."""
+
+    sights: tuple[Sight, ...]
+    began_ns: int
+    refused: str = ""
+
+
+def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen: Outcome, tier: Tier, blind: tuple[Said, ...] = ()) -> Walk:
+    """`answer`: the packet that answers, where it is known what that is (an echo)."""
+    answered = any(sight.leg == "back" and sight.moves for sight in seen.sights)
+    laid = beside(ways.there, probe, cluster, seen.sights, "there", seen.began_ns)
+    there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe), diagnosed=ways.diagnosed)
+    made = msgspec.structs.replace(there, tier=tier, blind=blind)
+    if (other := masqueraded(seen.sights, probe)) is not None:
+        return made if answered and returned(seen.sights, cluster, probe) else replaced(made, other, probe)
+    if there.verdict not in ("delivered", "detour") or ways.back is None or probe.src == probe.dst:
+        return made
+    if not answered:
+        return made if probe.proto == "udp" else unanswered(made, ways, laid, cluster, seen, probe)
+    back = answer or msgspec.structs.replace(probe, src=probe.dst, dst=probe.src, reply=True)
+    behind = beside(ways.back, back, cluster, seen.sights, "back", seen.began_ns)
+    reply = conclude(
+        ways.back,
+        behind,
+        cluster,
+        seen,
+        arrived=arrived(ways.back, behind, cluster, back),
+        diagnosed=ways.diagnosed,
+        compare=answer is not None and not errors(seen.sights),
+    )
+    reply = msgspec.structs.replace(reply, tier=tier)
+    made = msgspec.structs.replace(made, reply=reply)
+    if reply.verdict not in ("delivered", "detour"):
+        return msgspec.structs.replace(made, verdict=reply.verdict, first_divergence=made.first_divergence or reply.first_divergence)
+    return msgspec.structs.replace(made, first_divergence=made.first_divergence or reply.first_divergence)
+
+
+def masqueraded(sights: Sequence[Sight], probe: Probe) -> Sight | None:
+    """Where the probe first had another source than its own."""
+    for sight in sights:
+        network = sight.inner
+        if sight.leg == "there" and sight.moves and network is not None and network.octets("src") != probe.src:
+            return sight
+    return None
+
+
+def returned(sights: Sequence[Sight], cluster: Cluster, probe: Probe) -> bool:
+    owner = cluster.owner(probe.src)
+    return owner is not None and any(sight.leg == "back" and sight.node == owner.tables.name and sight.direction == "in" for sight in sights)
+
+
+def replaced(walk: Walk, sight: Sight, probe: Probe) -> Walk:
+    """Masqueraded and not answered: the way back from the other address is not the sender's."""
+    network = sight.inner
+    assert network is not None
+    params = {"src": format_address(probe.src), "seen": format_address(network.octets("src")), "device": sight.event.device}
+    found = Divergence(sight.node, sight.event.device, Said("source-replaced", params))
+    known = walk.first_divergence if walk.first_divergence is not None and walk.first_divergence.cause.id != "bytes-differ" else None
+    return msgspec.structs.replace(walk, verdict=walk.verdict if known is not None else "lost", first_divergence=known or found)
+
+
+def errors(sights: Sequence[Sight]) -> bool:
+    """Whether the answer is an ICMP error."""
+    return any(sight.leg == "back" and sight.moves and sight.packet is not None and is_error(sight.packet) for sight in sights)
+
+
+def arrived(walk: Walk, laid: Laid, cluster: Cluster, probe: Probe) -> bool:
+    """Whether it was seen at the device that has its destination, and nothing there threw it away."""
+    owner = cluster.owner(probe.dst)
+    if laid.drop is not None:
+        return False
+    last = laid.last
+    if owner is None:  # a container that nobody can look into: its node's last device
+        return walk.verdict == "delivered" and last is not None and last.direction == "out" and laid.far >= last_place(laid)
+    return last is not None and last.node == owner.tables.name and last.direction == "in" and not in_tunnel(last)
+
+
+def last_place(laid: Laid) -> int:
+    return max((number for number, step in enumerate(laid.steps) if step.hop is not None), default=-1)
+
+
+def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived: bool, diagnosed: Divergence | None, compare: bool = True) -> Walk:
+    """One leg's verdict and divergence."""
+    steps = laid.steps if compare else tuple(without_differences(laid))
+    made = msgspec.structs.replace(walk, steps=steps, outcomes={laid.branch: walk.outcomes.get(laid.branch, walk.verdict)})
+    if arrived:
+        if walk.verdict == "detour":
+            return msgspec.structs.replace(made, verdict="detour")
+        return ended(made, laid, "delivered", unlike(made) or overtaken(walk, laid))
+    predicted = diagnosed if diagnosed is not None and walk.verdict != "delivered" else walk.first_divergence
+    if predicted is not None and came_so_far(laid):
+        verdict: Verdict = walk.verdict if walk.verdict in ("dropped", "lost") else "lost"
+        if laid.drop is not None or seen.refused:
+            verdict = "dropped"
+        return ended(made, laid, verdict, with_evidence(predicted, laid, seen))
+    if seen.refused and laid.last is None:
+        return ended(made, laid, "dropped", refusal(laid, seen.refused))
+    if laid.drop is not None:
+        node, device = where(laid, laid.drop)
+        cause, fix = explain(laid.drop, laid.errors, cluster, node, device)
+        return ended(made, laid, "dropped", Divergence(node, device, cause, evidence(laid, seen), fix))
+    last = laid.last
+    node, device = (last.node, last.event.device) if last is not None else (laid.steps[0].node, laid.steps[0].device)
+    return ended(made, laid, "lost", predicted or diagnosed or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)))
+
+
+def without_differences(laid: Laid) -> list[object]:
+    return [msgspec.structs.replace(step, seen=tuple(msgspec.structs.replace(each, differs=()) for each in step.seen)) for step in laid.steps]
+
+
+def ended(walk: Walk, laid: Laid, verdict: Verdict, divergence: Divergence | None) -> Walk:
+    return msgspec.structs.replace(walk, verdict=verdict, first_divergence=divergence, outcomes={laid.branch: verdict})
+
+
+def came_so_far(laid: Laid) -> bool:
+    """Whether it was seen at the last place before the step that fails, or there are none before it."""
+    places = [number for number, step in enumerate(laid.steps[:-1]) if step.hop is not None]
+    return not places or laid.far >= places[-1]
+
+
+def unlike(walk: Walk) -> Divergence | None:
+    """The first place with other bytes than predicted."""
+    for step in walk.steps:
+        for sight in step.seen:
+            if not sight.differs:
+                continue
+            evidence = (Quote(sight.event, f"{sight.node} {sight.device} {sight.direction}: {', '.join(sight.differs)}"),)
+            return Divergence(step.node, step.device, Said("bytes-differ", {"device": sight.device, "fields": ", ".join(sight.differs)}), evidence)
+    return None
+
+
+def overtaken(walk: Walk, laid: Laid) -> Divergence | None:
+    """Tables said that it would not get through, and it did: we are wrong about the kernel."""
+    found = walk.first_divergence
+    if found is None:
+        return None
+    params = {"question": f"{found.node} {found.device}".strip(), "ours": found.cause.id, "kernel": "delivered"}
+    return Divergence(found.node, found.device, Said("evaluation-differs", params), found.evidence)
+
+
+def where(laid: Laid, drop: Sight) -> tuple[str, str]:
+    """A drop on the wire between nodes, or before a device is chosen, counts for the device that the packet was at last."""
+    if drop.node and drop.event.device:
+        return drop.node, drop.event.device
+    last = laid.last
+    node = drop.node or (last.node if last is not None else laid.steps[0].node)
+    return node, drop.event.device if drop.node else last.event.device if last is not None else laid.steps[0].device
+
+
+def evidence(laid: Laid, seen: Outcome) -> tuple[Quote, ...]:
+    """The kernel's own words about how it ended."""
+    told = [sight for step in laid.steps for sight in step.seen if sight.event in ("kfree_skb", "icmp_send")]
+    rows = [Quote(sight.event, words(sight)) for sight in told]
+    if seen.refused:
+        rows.insert(0, Quote("sendto", seen.refused))
+    return tuple(rows)
+
+
+def words(sight: Seen) -> str:
+    place = f"{sight.node} {sight.device}".strip()
+    return f"{place}: {sight.text}" if place else sight.text
+
+
+def with_evidence(found: Divergence, laid: Laid, seen: Outcome) -> Divergence:
+    return msgspec.structs.replace(found, evidence=(*found.evidence, *evidence(laid, seen)))
+
+
+def refusal(laid: Laid, refused: str) -> Divergence:
+    """The sender's own kernel takes nothing, and tables do not say why."""
+    step = laid.steps[0]
+    dst = next((s.decision.params["dst"] for s in laid.steps if "dst" in s.decision.params), "?")
+    fitting = {"route-missing": {"dst": dst}, "route-unreachable": {"dst": dst, "prefix": "?"}, "route-prohibit": {"dst": dst, "prefix": "?"}}
+    fitting |= {
+        "route-blackhole": {"dst": dst, "prefix": "?"},
+        "firewall-drops": {"device": step.device, "hook": "output"},
+        "device-down": {"device": step.device},
+    }
+    cause = SEND_ERRORS.get(refused, "")
+    said = Said(cause, fitting[cause]) if cause in fitting else Said("kernel-drops", {"device": step.device, "reason": refused, "function": "sendto"})
+    return Divergence(step.node, step.device, said, (Quote("sendto", refused),))
+
+
+def unanswered(made: Walk, ways: Ways, laid: Laid, cluster: Cluster, seen: Outcome, probe: Probe) -> Walk:
+    """It arrived and nothing came back: the answer failed where it was made, or there is none."""
+    owner = cluster.owner(probe.dst)
+    node, device = (owner.tables.name, owner.device) if owner is not None else (laid.steps[-1].node, laid.steps[-1].device)
+    back = ways.back
+    if back is not None and back.verdict != "delivered" and back.first_divergence is not None and not any(step.hop for step in back.steps[:-1]):
+        reply = msgspec.structs.replace(back, tier=made.tier)
+        return msgspec.structs.replace(made, verdict="dropped", reply=reply, first_divergence=back.first_divergence)
+    found = Divergence(node, device, Said("no-answer", {"address": format_address(probe.dst)}), evidence(laid, seen))
+    return msgspec.structs.replace(made, verdict="lost", first_divergence=made.first_divergence or found)
+
+
+__all__ = ["Leg", "Outcome", "Ways", "judge"]

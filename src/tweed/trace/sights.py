@@ -1,0 +1,132 @@
+"""Events of a probe as sights: at which node and device, in which direction, and on which leg of the way. Pure.
+
+sights(events, places, probe, tunnels) -> (Sight, ...)       in the order of time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from tweed.trace.events import CAPTURED, QUEUED, RECEIVED, ROUTED, Event
+from tweed.trace.frames import Probe
+from tweed.wire.packet import Layer, Packet, decode
+
+Leg = Literal["there", "back", "error", ""]
+NETWORKS = ("ipv4", "ipv6")
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """`node` "": a namespace that is no node's and no container's (what joins a lab's nodes). `leg`: "there" the probe, "back" its answer (from
+    the destination, an error too), "error" one that somebody else sent about it, "" a look-up of neither.
+    """
+
+    event: Event
+    node: str
+    leg: Leg
+    direction: Literal["in", "out", ""] = ""
+    packet: Packet | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it shows the packet at a device, and not its end or a look-up."""
+        return self.event.kind in (QUEUED, RECEIVED, CAPTURED)
+
+    @property
+    def inner(self) -> Layer | None:
+        """The IP header of the container's packet."""
+        return innermost(self.packet) if self.packet is not None else None
+
+
+class Recognised:
+    """Whether a frame is of the probe, for who has no tracer: its nonce, of TCP its addresses and ports, of a later fragment its identification."""
+
+    def __init__(self, nonce: bytes, probe: Probe, ports: Collection[int]) -> None:
+        self.nonce, self.probe, self.ports = nonce, probe, ports
+        self.pieces: set[tuple[int, str]] = set()
+
+    def __call__(self, frame: bytes) -> bool:
+        found = self.nonce in frame if self.nonce else self.is_tcp(frame)
+        if found or self.pieces:
+            key = piece(decode(frame, vxlan_ports=self.ports))
+            if key is not None and found:
+                self.pieces.add(key)
+            return found or key in self.pieces
+        return False
+
+    def is_tcp(self, frame: bytes) -> bool:
+        packet = decode(frame, vxlan_ports=self.ports)
+        ports = {self.probe.sport, self.probe.dport}
+        return leg_of(packet, self.probe) != "" and any(
+            layer.name == "tcp" and {layer.number("src_port"), layer.number("dst_port")} == ports for layer in packet.layers if len(layer.fields) > 1
+        )
+
+
+def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, ports: Collection[int]) -> tuple[Sight, ...]:
+    """`places`: node by the inode of its namespace. `ports`: UDP ports that carry VXLAN."""
+    found: list[Sight] = []
+    pieces: dict[tuple[int, str], Leg] = {}  # of fragments, of which only the first tells
+    for event in sorted(events, key=lambda event: event.t_ns):
+        node = places.get(event.netns, "")
+        if event.kind == ROUTED:
+            ends = (event.src, event.dst)
+            looked: Leg = "there" if ends == (probe.src, probe.dst) else "back" if ends == (probe.dst, probe.src) else ""
+            found.append(Sight(event, node or node_of(found, event), looked))
+            continue
+        packet = decode(event.frame, vxlan_ports=ports)
+        leg: Leg = leg_of(packet, probe)
+        key = piece(packet)
+        if key is not None:
+            leg = pieces.setdefault(key, leg) if leg else pieces.get(key, "")
+        found.append(Sight(event, node, leg, direction(event), packet))
+    return tuple(found)
+
+
+def direction(event: Event) -> Literal["in", "out", ""]:
+    if event.kind == CAPTURED:
+        return "out" if event.direction == "out" else "in"
+    return "out" if event.kind == QUEUED else "in" if event.kind == RECEIVED else ""
+
+
+def node_of(found: list[Sight], event: Event) -> str:
+    """A look-up that fails has no device, so no namespace: it is made for the packet that this CPU handled last."""
+    return next((sight.node for sight in reversed(found) if sight.event.cpu == event.cpu and sight.moves), "")
+
+
+def innermost(packet: Packet) -> Layer | None:
+    """The IP header that is in the most tunnels and no quotation."""
+    return next((layer for layer in reversed(packet.layers) if layer.name in NETWORKS and not layer.quoted), None)
+
+
+def is_error(packet: Packet) -> bool:
+    """Whether it is an ICMP error, which quotes another packet."""
+    return any(layer.name in NETWORKS and layer.quoted for layer in packet.layers)
+
+
+def leg_of(packet: Packet, probe: Probe) -> Leg:
+    """By its addresses. One of them may have been replaced (masquerading), so the other suffices."""
+    network = innermost(packet)
+    if network is None:
+        return ""
+    src, dst = network.octets("src"), network.octets("dst")
+    if is_error(packet):
+        return "back" if src == probe.dst else "error"
+    if (src, dst) == (probe.src, probe.dst):
+        return "there"
+    if (src, dst) == (probe.dst, probe.src):
+        return "back"
+    return "there" if dst == probe.dst or src == probe.src else "back" if src == probe.dst or dst == probe.src else ""
+
+
+def piece(packet: Packet) -> tuple[int, str] | None:
+    """What fragments of one packet share: the identification of the innermost header that is fragmented; None for a whole packet."""
+    for layer in packet.layers:
+        if layer.quoted:
+            continue
+        if layer.name == "ipv4" and (layer.number("more_fragments") or layer.number("fragment_offset")):
+            return layer.number("id"), "4"
+        if layer.name == "fragment":
+            return layer.number("id"), "6"
+    return None
