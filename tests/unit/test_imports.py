@@ -41,6 +41,7 @@ TABLES = (
     "trace.walk",
     "trace.ends",
     "trace.rtnetlink",
+    "trace.intent",
     "trace.findings",
     "trace.events",
     "trace.sights",
@@ -48,8 +49,10 @@ TABLES = (
     "trace.drops",
     "trace.judge",
 )
+# Held against leases: what rows a lease needs, `plan` says.
+DIAGNOSIS = ("trace.mend", "trace.diagnose", "trace.trip")
 SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure", "trace.pcap")
-PURE = ("wire", "plan", *TABLES, *SHOWN, "doctor.checks")
+PURE = ("wire", "plan", *TABLES, *DIAGNOSIS, *SHOWN, "doctor.checks")
 LOWER = (*VALUES, *PURE, "kernel", "stores")
 LAST = ("cli", "commands", "web")
 
@@ -65,6 +68,7 @@ RULES = {
     "plan": Rule((*VALUES, "wire", "plan"), ("msgspec",), pure=True),
     "trace.__init__": Rule((), (), pure=True),
     **dict.fromkeys(TABLES, Rule((*VALUES, "wire", *TABLES), ("msgspec",), pure=True)),
+    **dict.fromkeys(DIAGNOSIS, Rule((*VALUES, "wire", "plan", *TABLES, *DIAGNOSIS), ("msgspec",), pure=True)),
     **dict.fromkeys(SHOWN, Rule((*VALUES, "wire", *TABLES, *SHOWN), ("msgspec",), pure=True)),
     "doctor.__init__": Rule((), (), pure=True),
     "doctor.checks": Rule((*VALUES, "wire", "trace.snapshot", "doctor.checks"), ("msgspec",), pure=True),

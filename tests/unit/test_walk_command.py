@@ -92,7 +92,7 @@ def test_a_fault_has_exit_code_1_and_its_fix_is_typed_on_its_node(tmp_path: Path
     result = run("--tables", str(file), "10.244.10.2", "10.244.20.2", "--json")
     found = json.loads(result.stdout)["first_divergence"]
     assert (code(result), found["cause"]) == (1, "neighbour-missing")
-    assert found["fix"] == [{"node": "n10", "command": "ip neigh replace 10.244.20.0 lladdr 0e:00:00:00:00:20 dev flannel.1 nud permanent"}]
+    assert found["fix"] == [{"node": "n10", "command": "ip neigh replace 10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 nud permanent"}]
 
 
 def test_lines_that_cannot_be_read_are_told_on_stderr(tmp_path: Path):

@@ -19,6 +19,7 @@ from tweed.kernel.netlink import Netlink
 from tweed.kernel.netns import DIRECTORY, inode, open_netns, run_in
 from tweed.lab import agents, registry
 from tweed.model import LeaseRecord
+from tweed.stores import LeaseStore
 from tweed.trace import snapshot as s
 from tweed.trace.dump import node
 
@@ -86,36 +87,42 @@ def agent_name() -> str:
 
 
 def take(lab: registry.Lab | None, spaces: Spaces) -> s.Snapshot:
-    """The tables of all namespaces, now, with the leases. A namespace that has gone meanwhile is left out, and said."""
-    nodes = []
-    for name, descriptor in spaces.items():
-        nodes.append(node(name, descriptor))
-    return s.Snapshot(nodes=tuple(nodes), leases=leases(lab))
+    """The tables of all namespaces, now, with the leases."""
+    nodes = [node(name, descriptor) for name, descriptor in spaces.items()]
+    leases, config = intent(lab)
+    return s.Snapshot(nodes=tuple(nodes), leases=leases, config=config)
 
 
-def leases(lab: registry.Lab | None) -> tuple[s.LeaseRow, ...]:
-    """The intent behind the rows, from the store. None where no store answers, which is said."""
+Intent = tuple[tuple[s.LeaseRow, ...], str | None]
+NO_INTENT: Intent = ((), None)
+
+
+def intent(lab: registry.Lab | None) -> Intent:
+    """Leases and network configuration, from the store. None where no store answers, which is said."""
     try:
         if lab is None:
             settings = store_settings(())
             if settings.store_file is not None and not settings.store_file.exists():
-                return ()  # no node of ours: whoever runs this network keeps its leases elsewhere
-            return lease_rows(settings)
+                return NO_INTENT  # no node of ours: whoever runs this network keeps its leases elsewhere
+            return stored(settings)
         settings = load(agents.flags(lab, lab.nodes[0]), {}, lab.nodes[0].name)[0]
         # A store that is a server in the lab's own network answers only there.
         descriptor = open_netns(lab.nodes[0].netns)
         try:
-            return run_in(descriptor, lambda: lease_rows(settings))
+            return run_in(descriptor, lambda: stored(settings))
         finally:
             os.close(descriptor)
     except TweedError as error:
         click.echo(f"tweed: without leases, so that nothing is held against them: {error}", err=True)
-        return ()
+        return NO_INTENT
 
 
-def lease_rows(settings: Settings) -> tuple[s.LeaseRow, ...]:
-    found = with_store(settings, lambda store: store.snapshot())
-    return tuple(row(record) for record in sorted(found.records, key=lambda record: record.created))
+def stored(settings: Settings) -> Intent:
+    async def both(store: LeaseStore) -> Intent:
+        records = (await store.snapshot()).records
+        return tuple(row(record) for record in sorted(records, key=lambda record: record.created)), await store.config()
+
+    return with_store(settings, both)
 
 
 def row(record: LeaseRecord) -> s.LeaseRow:

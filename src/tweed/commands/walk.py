@@ -18,12 +18,13 @@ from tweed.trace.ask import ask, differs
 from tweed.trace.cluster import Cluster
 from tweed.trace.ends import ends
 from tweed.trace.findings import find
+from tweed.trace.intent import Intent
 from tweed.trace.messages import sayer
 from tweed.trace.read import Source, read
 from tweed.trace.result import Walk
 from tweed.trace.result import as_json as document
 from tweed.trace.snapshot import Snapshot
-from tweed.trace.walk import walk as follow
+from tweed.trace.trip import trip
 
 UNREAD_SHOWN = 20
 TRIES = 2
@@ -104,7 +105,7 @@ def walk(files: tuple[str, ...], lab_name: str | None, as_live: bool, fix: bool,
         if not any(len(node) for node in snapshot.nodes):
             raise UsageError(f"{', '.join(files)}: no tables: nothing there looks like the output of ip, bridge, ss or sysctl")
         cluster = Cluster(snapshot)
-        found = follow(cluster, want.probe(*ends(cluster, src, dst)), find(cluster))
+        found = trip(cluster, Intent(cluster), want.probe(*ends(cluster, src, dst)), find(cluster))
     if as_json:
         print_json(document(found, sayer(want.language), snapshot.unread))
         save(found, snapshot, want)
@@ -151,7 +152,7 @@ def live(lab_name: str | None, src: str, dst: str, want: Wanted) -> tuple[Walk, 
         for _ in range(TRIES):
             snapshot = spaces.take(lab, opened)
             cluster = Cluster(snapshot)
-            found = ask(follow(cluster, want.probe(*ends(cluster, src, dst)), find(cluster), "tables"), cluster, opened)
+            found = ask(trip(cluster, Intent(cluster), want.probe(*ends(cluster, src, dst)), find(cluster), "tables"), cluster, opened)
             if not differs(found):
                 break
     return found, snapshot

@@ -95,7 +95,11 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
     else:
         port = port_towards(at, bridge, owner)
         if owner is not None and port == "" and at.complete("link"):
-            path.fail(packet, bridge, "lost", "bridge-port-missing", {"bridge": bridge, "address": format_address(target)})
+            veth = veth_of(at, owner.tables, owner.device)
+            fix = (Fix(at.name, f"ip link set {veth.name} master {bridge}"),) if veth is not None else ()
+            shown = Quote(veth.source, veth.text.split("\n")[0]) if veth is not None else None
+            where = veth.name if veth is not None else bridge
+            path.fail(packet, where, "lost", "bridge-port-missing", {"bridge": bridge, "address": format_address(target)}, shown, fix=fix)
             return
         if owner is not None and mac is not None and at.complete("fdb"):
             path.step(packet, bridge, "bridge-flood", {"mac": name, "bridge": bridge}, hop=hop)

@@ -82,6 +82,7 @@ def merged(first: s.Snapshot, others: Sequence[s.Snapshot]) -> s.Snapshot:
     return s.Snapshot(
         nodes=tuple(nodes.values()),
         leases=first.leases + sum((other.leases for other in others), ()),
+        config=next((each.config for each in (first, *others) if each.config is not None), None),
         prose=first.prose + sum((other.prose for other in others), ()),
         unread=first.unread + sum((other.unread for other in others), ()),
     )

@@ -111,6 +111,11 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "rule-diverts": ("dst", "table", "priority"),
     "mtu-too-large": ("device", "mtu", "room"),
     "local-wrong": ("local", "right", "device"),
+    "vtep-mac-wrong": ("mac", "right", "device"),
+    "route-leftover": ("dst", "way"),
+    "gateway-wrong": ("gateway", "right", "device"),
+    "address-missing": ("address", "device"),
+    "address-elsewhere": ("address", "device"),
     "vtep-second": ("device", "other", "port"),
     # what only a real packet shows. `function`: of the kernel, where it dropped the packet; `hook`: whose rules did
     "firewall-drops": ("device", "hook"),

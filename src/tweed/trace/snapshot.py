@@ -256,10 +256,14 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes in the order they were found, each name once. `prose`: lines around the tables that speak about them."""
+    """Nodes in the order they were found, each name once. `prose`: lines around the tables that speak about them.
+
+    `config`: the network configuration in the store, flannel's JSON as text.
+    """
 
     nodes: tuple[Node, ...] = ()
     leases: tuple[LeaseRow, ...] = ()
+    config: str | None = None
     prose: tuple[EvidenceRow, ...] = ()
     unread: tuple[Unread, ...] = ()
 
