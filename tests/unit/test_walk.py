@@ -406,9 +406,9 @@ FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, str, st
         },
         "lost",
         "n20",
-        "cni0",
+        "veth1",
         "bridge-port-missing",
-        None,
+        "ip link set veth1 master cni0",
     ),
     (
         "port disabled",
