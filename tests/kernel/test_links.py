@@ -181,7 +181,7 @@ def test_missing_devices(netns):
     assert links.link(netns.nl, "nosuch") is None
     assert links.link(netns.nl, 4711) is None
     links.delete_link(netns.nl, "nosuch")
-    with pytest.raises(KernelError, match=r"^ip link set nosuch up: no device nosuch$"):
+    with pytest.raises(KernelError, match=r"^ip link set nosuch up: No such device$"):
         links.set_link(netns.nl, "nosuch", up=True)
     with pytest.raises(KernelError, match=r"^ip link set lo master nosuch: no device nosuch$"):
         links.set_link(netns.nl, "lo", master="nosuch")

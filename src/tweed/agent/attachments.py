@@ -130,9 +130,9 @@ class Attachments:
         try:
             ledger.entries, ledger.bridges = ledger.entries | {pending.key: pending}, ledger.bridges | {name: bridge}
             ledger.save()
-            for step in steps:
-                self._do(step, container)
-                done.append(step)
+            for group in plan.groups(steps):
+                self._do(group, container)
+                done += group
             if bridge.index is None:
                 ledger.bridges[name] = msgspec.structs.replace(bridge, index=links.index_of(self.nl, name, f"ip link show {name}"))
             ledger.entries[pending.key] = attachment
@@ -143,7 +143,7 @@ class Attachments:
             for step in reversed(done):
                 try:
                     if step.undo is not None:
-                        self._do(Step(step.undo, inside=step.inside), container)
+                        self._do((Step(step.undo, inside=step.inside),), container)
                 except KernelError as second:  # the entry stays, pending: a detach or the next start tries again
                     raise TweedError(f"{error}; and undoing it failed: {second}") from error
             ledger.entries, ledger.bridges, ledger.last = before
@@ -151,8 +151,9 @@ class Attachments:
             raise
         return attachment
 
-    def _do(self, step: Step, container: Container) -> None:
-        """One step's action, in the container or on the node. Raises KernelError."""
+    def _do(self, group: tuple[Step, ...], container: Container) -> None:
+        """The action of one step, or of several that change rows, in the container or on the node. Raises KernelError."""
+        step = group[0]
         action: Action = step.action
         nl = container.nl if step.inside else self.nl
         match action:
@@ -175,7 +176,7 @@ class Attachments:
             case plan.Announce(device, mac, addresses):
                 container.send(device, [plan.announcement(mac, address) for address in addresses])
             case Change():
-                self._change(action, nl=nl)
+                self._change(*(each.action for each in group if isinstance(each.action, Change)), nl=nl)
 
     def _change(self, *changes: Change, nl: Netlink | None = None) -> None:
         for failure in tables.apply(nl or self.nl, changes):

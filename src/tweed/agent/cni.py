@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from tweed.agent import files
 from tweed.agent.log import log
+from tweed.agent.removal import Removal
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.container import Container
+from tweed.plan.addresses import host_name
 from tweed.plan.attachment import Attachment, AttachRequest, NoAddress, NodeNetwork, Refused, Unknown
 from tweed.plan.check import Seen, differences
 from tweed.plan.network import network_of
@@ -29,8 +32,9 @@ class Cni:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.removal = Removal()
 
-    def answer(self, data: bytes, descriptors: list[int]) -> bytes:
+    async def answer(self, data: bytes, descriptors: list[int]) -> bytes:
         """The bytes for the relay. Descriptors are taken out of the list as they are taken over; the caller closes the rest."""
         call, document, warning = Call(), None, ""
         try:
@@ -38,9 +42,9 @@ class Cni:
             wire.check_call(call)
             conf = wire.parse_conf(call.config, call.command)
             self.replay()
-            commands: dict[str, Callable[[Call, Conf, list[int]], Any]]
+            commands: dict[str, Callable[[Call, Conf, list[int]], Awaitable[Any]]]
             commands = {"ADD": self.add, "DEL": self.delete, "CHECK": self.check, "GC": self.collect, "STATUS": self.status}
-            document = commands[call.command](call, conf, descriptors)
+            document = await commands[call.command](call, conf, descriptors)
             if call.command == "STATUS":
                 warning, document = document, None
             return wire.answer(0, document, warning)
@@ -72,7 +76,7 @@ class Cni:
 
     # ---- the commands ----------------------------------------------------------------------------------------
 
-    def add(self, call: Call, conf: Conf, descriptors: list[int]) -> dict[str, Any]:
+    async def add(self, call: Call, conf: Conf, descriptors: list[int]) -> dict[str, Any]:
         args = wire.parse_args(call.args)
         node = self._node()
         network = network_of(conf, node, self._env(conf))
@@ -82,11 +86,12 @@ class Cni:
         log.info("CNI ADD of %s %s: %s on %s%s", call.container_id, call.ifname, attachment.addresses_text, network.bridge, args.pod and f" for {args.pod}")
         return self._result(conf, attachment, call.netns)
 
-    def delete(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+    async def delete(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         log.info("CNI DEL of %s %s", call.container_id, call.ifname)
+        await self.removal.remove(host_name(call.container_id, call.ifname))
         self.agent.attachments.detach(call.container_id, call.ifname)
 
-    def check(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+    async def check(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         if conf.prev_result is None:
             raise CniError(wire.INVALID, "CHECK needs prevResult, the answer to ADD")
         attachment = self.agent.attachments.find(call.container_id, call.ifname)
@@ -98,24 +103,27 @@ class Cni:
         if found:
             raise CniError(wire.DIFFERS, f"container {call.container_id} is not as it was attached: {found[0]}", "; ".join(found))
 
-    def collect(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+    async def collect(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         """Detach what the runtime does not know. Without its list nothing is known, so nothing is removed."""
         listed = conf.valid if conf.valid is not None else conf.misnamed
         if listed is None:
             return
-        known, failed = {(each.container_id, each.ifname) for each in listed}, []
-        for attachment in self.agent.attachments.list():
-            if attachment.network != conf.name or attachment.key in known:
-                continue
+        known, failed = {(each.container_id, each.ifname) for each in listed}, list[str]()
+        gone = [each for each in self.agent.attachments.list() if each.network == conf.name and each.key not in known]
+
+        async def free(attachment: Attachment) -> None:
             try:
+                await self.removal.remove(attachment.host_name)
                 self.agent.attachments.detach(*attachment.key)
                 log.info("freed %s of container %s: its runtime does not know it any more", attachment.addresses_text, attachment.container_id)
             except TweedError as error:
                 failed.append(str(error))
+
+        await asyncio.gather(*map(free, gone))
         if failed:
             raise CniError(wire.KERNEL, f"{len(failed)} containers could not be detached: {failed[0]}", "; ".join(failed))
 
-    def status(self, call: Call, conf: Conf, descriptors: list[int]) -> str:
+    async def status(self, call: Call, conf: Conf, descriptors: list[int]) -> str:
         """A warning for stderr, "" when all is well. Raises CniError 50 when no container can be attached, 51 for want of addresses."""
         try:
             network = network_of(conf, self._node(), self._env(conf))

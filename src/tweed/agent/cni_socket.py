@@ -77,7 +77,7 @@ async def converse(cni: Cni, caller: socket.socket) -> None:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CALL_S):
                 data = await receive(caller, descriptors)
-            answer = cni.answer(data, descriptors)
+            answer = await cni.answer(data, descriptors)
             try:
                 async with asyncio.timeout(ANSWER_S):
                     await loop.sock_sendall(caller, answer)

@@ -19,8 +19,11 @@ from tweed.model import Lease
 from tweed.wire.flannel import Network, SubnetEnv, format_subnet_env, parse_subnet_env
 
 
-def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
-    """Temp file, fsync, rename: a reader sees the old text or the new one. Raises OSError, also where something other than a file is in the way."""
+def write_atomic(path: Path, text: str, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Temp file, fsync, rename: a reader sees the old text or the new one. Raises OSError, also where something other than a file is in the way.
+
+    Without `durable` no fsync: after a loss of power (not of the process) the file may be the old one, or empty.
+    """
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "it exists and is no file", str(path))  # a rename would replace /dev/null
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -30,7 +33,8 @@ def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
         with open(descriptor, "w") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

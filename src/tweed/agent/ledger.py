@@ -1,7 +1,8 @@
 """The ledger of attachments: one JSON file, replaced atomically, that survives kill -9 and reboot.
 
 An attachment is written down as pending before its first step and as done after its last, so that whatever kill -9 leaves half-made is
-found at the next start. Of another boot only the addresses handed out last are worth anything: every container of it is gone.
+found at the next start. Of another boot only the addresses handed out last are worth anything: every container of it is gone. Therefore
+no fsync: a loss of power takes the containers too, and a file that it left empty is one of an earlier boot.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Page(msgspec.Struct, frozen=True):
     boot_id: str
     last: tuple[str, ...] = ()
     bridges: dict[str, Bridge] = {}
-    attachments: tuple[dict[str, Any], ...] = ()
+    attachments: tuple[Any, ...] = ()
     freed: dict[str, float] = {}
 
 
@@ -58,18 +59,20 @@ class Ledger:
         self.bridges: dict[str, Bridge] = {}
         self.entries: dict[tuple[str, str], Attachment] = {}
         self.freed: dict[bytes, float] = {}
+        self._written: dict[tuple[str, str], tuple[Attachment, msgspec.Raw]] = {}
         self._load()
 
     def free(self, entry: Attachment) -> None:
         """Strike an entry; its addresses go into quarantine."""
         del self.entries[entry.key]
+        self._written.pop(entry.key, None)
         now = clock_s()
         self.freed = {address: at for address, at in self.freed.items() if now < at + QUARANTINE_S}
         self.freed |= {prefix.address: now for prefix in entry.addresses}
 
     def _load(self) -> None:
         try:
-            page = msgspec.json.decode(self.path.read_bytes(), type=Page)
+            page = msgspec.json.decode(self.path.read_bytes() or b'{"boot_id":""}', type=Page)
             self.last = tuple(parse_address(text) for text in page.last)
             if page.boot_id == self.boot_id:
                 self.bridges = page.bridges
@@ -88,13 +91,20 @@ class Ledger:
             self.boot_id,
             tuple(map(format_address, self.last)),
             self.bridges,
-            tuple(map(plan.as_json, self.entries.values())),
+            tuple(map(self._encode, self.entries.values())),
             {format_address(address): round(at, 1) for address, at in self.freed.items()},
         )
         try:
-            write_atomic(self.path, msgspec.json.format(msgspec.json.encode(page), indent=1).decode(), 0o600)
+            write_atomic(self.path, msgspec.json.encode(page).decode(), 0o600, durable=False)
         except OSError as error:
             raise TweedError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def _encode(self, entry: Attachment) -> msgspec.Raw:
+        """Each is encoded once, since all are written at every change."""
+        known = self._written.get(entry.key)
+        if known is None or known[0] is not entry:
+            known = self._written[entry.key] = entry, msgspec.Raw(msgspec.json.encode(plan.as_json(entry)))
+        return known[1]
 
 
 def clock_s() -> float:

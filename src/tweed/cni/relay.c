@@ -110,7 +110,7 @@ static void open_inside(void) {
     const char *path = getenv("CNI_NETNS");
     if (path)
         keep(open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC));
-    if (descriptor_count == 0 || setns(descriptors[0], CLONE_NEWNET))
+    if (descriptor_count == 0 || !strcmp(command, "DEL") || setns(descriptors[0], CLONE_NEWNET))
         return;
     keep(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));
     if (!strcmp(command, "ADD"))

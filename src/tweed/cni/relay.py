@@ -60,7 +60,7 @@ def open_inside(command: bytes) -> list[int]:
     found: list[int] = []
     try:
         found.append(os.open(os.environb[b"CNI_NETNS"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        if hasattr(os, "setns"):  # Python 3.12
+        if command != b"DEL" and hasattr(os, "setns"):  # Python 3.12
             os.setns(found[0], CLONE_NEWNET)
             found.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0).detach())
             if command == b"ADD":

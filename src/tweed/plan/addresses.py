@@ -8,7 +8,7 @@ from hashlib import blake2b
 from tweed.addr import Prefix, format_address, format_mac
 from tweed.plan.attachment import Attachment, AttachRequest, NoAddress, NodeNetwork, Range, Refused, Span, Via
 
-QUARANTINE_S = 60.0  # Linux keeps a neighbour that nobody confirms at most this long in use (gc_stale_time)
+QUARANTINE_S = 30.0  # a neighbour stays unasked for as long as this (base_reachable_time), and longer only where traffic still flows
 
 
 def host_name(container_id: str, ifname: str) -> str:

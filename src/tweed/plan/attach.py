@@ -9,6 +9,8 @@ that prints as the command a person would type and carries the action that takes
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 
 from tweed.addr import Prefix, format_address, format_mac, parse_mac
@@ -208,7 +210,7 @@ def container_steps(attachment: Attachment, network: NodeNetwork, facts: Facts) 
         steps.append(Step(Sysctl(f"net/ipv6/conf/{inside}/accept_ra", "0"), inside=True))
     if any(address.family == 6 for address in attachment.addresses):  # runtimes create namespaces with IPv6 switched off
         steps.append(Step(Sysctl(f"net/ipv6/conf/{inside}/disable_ipv6", "0"), inside=True))
-    steps += [Step(SetLink(inside, up=True), inside=True), Step(SetLink(port, up=True)), Step(SetLink(port, master=network.bridge))]
+    steps += [Step(SetLink(inside, up=True), inside=True), Step(SetLink(port, master=network.bridge, up=True))]
     if network.hairpin:
         steps.append(Step(Hairpin(port)))
     return (*steps, *map(put, rows(attachment)), announce(attachment))
@@ -255,6 +257,12 @@ def put(row: InterfaceAddress | Route) -> Step:
 def link_local(mac: bytes) -> Prefix:
     """The IPv6 link-local address that the kernel would make of a MAC (RFC 4291, modified EUI-64)."""
     return Prefix(b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:], 64)
+
+
+def groups(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
+    """The steps in order, the container's rows that follow each other taken together: one send to the kernel. They need no undoing."""
+    grouped = itertools.groupby(enumerate(steps), key=lambda item: -1 if item[1].inside and isinstance(item[1].action, Change) else item[0])
+    return [tuple(step for _, step in group) for _, group in grouped]
 
 
 def commands(steps: tuple[Step, ...], netns: str) -> list[str]:

@@ -31,7 +31,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 IFF_UP, IFF_RUNNING, IFF_PROMISC = 0x1, 0x40, 0x100
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 20, 26, 28, 29, 37
+IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 20, 26, 27, 28, 29, 37
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
@@ -48,6 +48,11 @@ IFINFOMSG = Struct("=BxHiII")  # family, device type, ifindex, flags, which flag
 
 
 # ---- what we send -----------------------------------------------------------------------------------------------
+
+
+def which(name_or_index: str | int) -> tuple[int, list[bytes]]:
+    """An existing device for a message about it: its index, or 0 and its name as an attribute, so that nobody has to look it up."""
+    return (name_or_index, []) if isinstance(name_or_index, int) else (0, [text(IFLA_IFNAME, name_or_index)])
 
 
 def body(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
@@ -148,7 +153,7 @@ def new_bridge(name: str, *, mac: bytes | None, mtu: int) -> bytes:
 
 
 def set_link(
-    index: int,
+    device: str | int,
     *,
     up: bool | None = None,
     promisc: bool | None = None,
@@ -160,10 +165,10 @@ def set_link(
     addrgenmode: str | None = None,
     alias: str | None = None,
 ) -> bytes:
-    """Change attributes of a device; None leaves one alone. `master` 0 detaches, `alias` "" removes."""
+    """Change attributes of a device; None leaves one alone. `master` 0 detaches, `alias` "" removes. To be renamed it has to be named by index."""
+    index, parts = which(device)
     wanted = (IFF_UP if up else 0) | (IFF_PROMISC if promisc else 0)
     change = (IFF_UP if up is not None else 0) | (IFF_PROMISC if promisc is not None else 0)
-    parts = []
     if new_name is not None:
         parts.append(text(IFLA_IFNAME, new_name))
     if mac is not None:
@@ -181,13 +186,25 @@ def set_link(
     return message(RTM_NEWLINK, 0, body(index, wanted, change), *parts)
 
 
-def set_hairpin(index: int, on: bool) -> bytes:
+def set_hairpin(device: str | int, on: bool) -> bytes:
     """Whether a bridge port may send frames back out of itself (a pod that reaches itself through a service address)."""
-    return message(RTM_NEWLINK, 0, body(index), nest(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), nest(INFO_SLAVE_DATA, flag(BRPORT_MODE, on))))
+    index, parts = which(device)
+    return message(RTM_NEWLINK, 0, body(index), *parts, nest(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), nest(INFO_SLAVE_DATA, flag(BRPORT_MODE, on))))
 
 
-def del_link(index: int) -> bytes:
-    return message(RTM_DELLINK, 0, body(index))
+def set_group(device: str | int, group: int) -> bytes:
+    index, parts = which(device)
+    return message(RTM_NEWLINK, 0, body(index), *parts, u32(IFLA_GROUP, group))
+
+
+def del_group(group: int) -> bytes:
+    """Delete all devices of a group at once."""
+    return message(RTM_DELLINK, 0, body(), u32(IFLA_GROUP, group))
+
+
+def del_link(device: str | int) -> bytes:
+    index, parts = which(device)
+    return message(RTM_DELLINK, 0, body(index), *parts)
 
 
 # ---- what we read -----------------------------------------------------------------------------------------------
