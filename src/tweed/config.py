@@ -65,6 +65,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / SOCKET_NAME
 
     @property
+    def host_local(self) -> Path:
+        """Where CNI's host-local keeps its files: beside the state directory, which is /var/lib/cni/networks on a node with the usual one."""
+        return self.state_dir.parent / "cni" / "networks"
+
+    @property
     def cni_socket(self) -> Path:
         """Where the CNI plugin calls."""
         return self.run_dir / "cni.sock"

@@ -26,7 +26,7 @@ from tweed.agent.attachments import Attachments
 from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
 from tweed.agent.ears import Ears
 from tweed.agent.exclusive import Exclusive
-from tweed.agent.firewall import BRIDGE, Firewall
+from tweed.agent.firewall import Firewall
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
@@ -37,7 +37,7 @@ from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, 
 from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, Owner, Vtep
-from tweed.plan.attachment import NodeNetwork
+from tweed.plan.attachment import BRIDGE, NodeNetwork
 from tweed.plan.device import wanted_vteps
 from tweed.plan.docker import pods_subnet
 from tweed.plan.screen import Problem, Screened, Screening
@@ -67,7 +67,7 @@ class Agent:
         self.dataplane = Dataplane(self.netlink)
         self.firewall = Firewall(settings, self.notes)
         self.spool = Spool(settings.run_dir)
-        self.attachments = Attachments(settings.state_dir / "attachments.json", self.netlink)
+        self.attachments = Attachments(settings.state_dir / "attachments.json", self.netlink, settings.host_local)
         self.store: LeaseStore | None = None
         self.membership: Membership | None = None
         self.network: Network | None = None
@@ -288,6 +288,7 @@ class Agent:
         self.notes.add("files", [str(self.settings.subnet_file.absolute())])
         self._write_subnet_file()
         self.attachments.reconcile()
+        self.attachments.take_over([endpoint.subnet for endpoint in self.lease().endpoints])
         self.look_again("start")
 
     def _write_subnet_file(self) -> None:
@@ -451,9 +452,14 @@ class Agent:
         return await self._firewall(report)
 
     async def _firewall(self, report: Report) -> Report:
-        assert self.network is not None
-        await self.firewall.run(self.network, self.lease(), self.dataplane.devices)
+        await self.masquerade()
         return msgspec.structs.replace(report, device_failures=report.device_failures | self.firewall.failures)
+
+    async def masquerade(self) -> None:
+        """Mend the firewall. Containers whose CNI configuration asks for masquerading have it, also without --ip-masq."""
+        assert self.network is not None
+        asked = any(attachment.masquerade for attachment in self.attachments.list())
+        await self.firewall.run(self.network, self.lease(), self.dataplane.devices, masquerade=asked)
 
     def _tell_problems(self) -> None:
         """Each problem once when it comes and once when it goes."""

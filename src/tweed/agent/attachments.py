@@ -5,13 +5,15 @@ An address is free as soon as no entry has it; it then stays in quarantine, and 
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from tweed.addr import Prefix
+from tweed.addr import Prefix, format_address
+from tweed.agent.host_local import Holding, holdings, in_use
 from tweed.agent.ledger import Bridge, Ledger, clock_s
 from tweed.agent.log import log
 from tweed.errors import KernelError, TweedError
@@ -22,17 +24,22 @@ from tweed.model import TABLE_MAIN, Change, InterfaceAddress, Link, Neighbour
 from tweed.plan import attach as plan
 from tweed.plan.addresses import Taken, host_name, place
 from tweed.plan.attach import Action, Facts, Step
-from tweed.plan.attachment import Attachment, AttachRequest, NodeNetwork
+from tweed.plan.attachment import BRIDGE, Attachment, AttachRequest, NodeNetwork
 from tweed.wire.cni import check_identity
 
 
 class Attachments:
     """Attach and detach containers on the node in whose namespace `nl` and the caller are. One call at a time."""
 
-    def __init__(self, path: Path, nl: Netlink) -> None:
-        """Reads the ledger at `path`, if there is one. Raises TweedError when it cannot be read: the addresses in it are in use."""
+    def __init__(self, path: Path, nl: Netlink, host_local: Path | None = None) -> None:
+        """Reads the ledger at `path`, if there is one. Raises TweedError when it cannot be read: the addresses in it are in use.
+
+        `host_local`: where the plugin before us kept its addresses.
+        """
         self.nl = nl
         self.ledger = Ledger(path)
+        self.host_local = host_local
+        self.strangers: frozenset[bytes] = frozenset()  # addresses of containers that nobody wrote down
 
     def list(self) -> tuple[Attachment, ...]:
         """All containers that are attached, the oldest first."""
@@ -60,7 +67,35 @@ class Attachments:
 
     def taken(self) -> Taken:
         """The addresses that cannot be given to anybody now."""
-        return Taken(self.ledger.entries.values(), (), self.ledger.freed, clock_s())
+        others = {*self.strangers, *(holding.address for holding in self.holdings())}
+        return Taken(self.ledger.entries.values(), others, self.ledger.freed, clock_s())
+
+    def holdings(self) -> Iterator[Holding]:
+        """What host-local's files say now; they go when their containers do."""
+        return iter(()) if self.host_local is None else holdings(self.host_local)
+
+    def take_over(self, subnets: Collection[Prefix]) -> None:
+        """After a start, on a node that another plugin had: free its addresses that leaked, leave alone those that containers have."""
+        known = {prefix.address for entry in self.ledger.entries.values() for prefix in entry.addresses}
+        held = [holding for holding in self.holdings() if any(subnet.contains(holding.address) for subnet in subnets)]
+        ours = {entry.host_name for entry in self.ledger.entries.values()}
+        if not held and not any(link.master and link.name not in ours for link in links.links(self.nl, "veth")):
+            return
+        used = in_use(subnets, os.stat("/proc/thread-self/ns/net").st_ino)
+        if used is None:
+            log.warning("cannot look into all network namespaces: the addresses in %s are all taken to be in use", self.host_local)
+            return
+        for holding in held:
+            if holding.address not in used and not holding.is_young():
+                log.info("freeing %s: no container has it any more, %s leaked", format_address(holding.address), holding.path)
+                holding.path.unlink(missing_ok=True)
+        self.strangers = frozenset(used - known - {holding.address for holding in held})
+        if self.strangers:
+            log.info("containers that another plugin attached have %s", ", ".join(sorted(map(format_address, self.strangers))))
+
+    def inherited(self, container_id: str, ifname: str) -> tuple[Holding, ...]:
+        """What host-local still holds for a container that another plugin attached."""
+        return tuple(holding for holding in self.holdings() if holding.owner() in ((container_id, ifname), (container_id, "")))
 
     def detach(self, container_id: str, ifname: str) -> None:
         """Take a container off the bridge and free its addresses. Also with its namespace, its device or our ledger gone."""
@@ -69,6 +104,17 @@ class Attachments:
         if entry := self.ledger.entries.get((container_id, ifname)):
             self._forget_neighbours(entry)
             self.ledger.free(entry)
+            self.ledger.save()
+        self.release(self.inherited(container_id, ifname))
+
+    def release(self, held: Collection[Holding]) -> None:
+        """Free what host-local holds, as it would itself."""
+        for holding in held:
+            for bridge in {BRIDGE, *self.ledger.bridges}:
+                self.forget(bridge, [holding.address])
+            holding.path.unlink(missing_ok=True)
+            self.ledger.freed[holding.address] = clock_s()
+        if held:
             self.ledger.save()
 
     def reconcile(self) -> None:

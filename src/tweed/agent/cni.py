@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -83,18 +84,26 @@ class Cni:
         request = AttachRequest(call.container_id, call.ifname, call.netns, wire.wanted_addresses(conf, args), wire.wanted_mac(conf, args), args.pod)
         with container(call.netns, descriptors) as inside:
             attachment = self.agent.attachments.attach(request, network, inside)
+        if attachment.masquerade and not self.agent.settings.ip_masq:
+            await self.agent.masquerade()
         log.info("CNI ADD of %s %s: %s on %s%s", call.container_id, call.ifname, attachment.addresses_text, network.bridge, args.pod and f" for {args.pod}")
         return self._result(conf, attachment, call.netns)
 
     async def delete(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         log.info("CNI DEL of %s %s", call.container_id, call.ifname)
+        attachments = self.agent.attachments
         await self.removal.remove(host_name(call.container_id, call.ifname))
-        self.agent.attachments.detach(call.container_id, call.ifname)
+        if call.netns and attachments.inherited(call.container_id, call.ifname):
+            with contextlib.suppress(Unknown), container(call.netns, descriptors) as inside:
+                links.delete_link(inside.nl, call.ifname)
+        attachments.detach(call.container_id, call.ifname)
 
     async def check(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         if conf.prev_result is None:
             raise CniError(wire.INVALID, "CHECK needs prevResult, the answer to ADD")
         attachment = self.agent.attachments.find(call.container_id, call.ifname)
+        if attachment is None and self.agent.attachments.inherited(call.container_id, call.ifname):
+            return  # flannel's plugin checks nothing
         if attachment is None:
             raise Unknown(f"container {call.container_id} has no {call.ifname} here")
         network_of(conf, self._node(), self._env(conf))
@@ -120,6 +129,8 @@ class Cni:
                 failed.append(str(error))
 
         await asyncio.gather(*map(free, gone))
+        holdings = [each for each in self.agent.attachments.holdings() if each.path.parent.name == conf.name and each.owner() not in known]
+        self.agent.attachments.release([each for each in holdings if not each.is_young()])
         if failed:
             raise CniError(wire.KERNEL, f"{len(failed)} containers could not be detached: {failed[0]}", "; ".join(failed))
 

@@ -16,12 +16,11 @@ from tweed.errors import KernelError
 from tweed.kernel import iptables, nft, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Change, Lease, Route
+from tweed.plan.attachment import BRIDGE
 from tweed.plan.forward_rules import Decision, Overlay, decide, removal
 from tweed.plan.nft import Object, Table, masquerade
 from tweed.plan.screen import Problem
 from tweed.wire.flannel import Network
-
-BRIDGE = "cni0"
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -33,11 +32,11 @@ class Wish(msgspec.Struct, frozen=True):
     overlays: tuple[Overlay, ...]
 
 
-def wish(settings: Settings, network: Network, lease: Lease, devices: Mapping[int, str]) -> Wish:
-    """Our nft tables with --ip-masq, and with --iptables-forward-rules the traffic that FORWARD chains must let through."""
+def wish(settings: Settings, network: Network, lease: Lease, devices: Mapping[int, str], masquerade_pods: bool = False) -> Wish:
+    """Our nft tables with --ip-masq or for pods that need them, and with --iptables-forward-rules the traffic that FORWARD chains must let through."""
     families = [(c, e.subnet) for c, e in ((network.network, lease.v4), (network.network6, lease.v6)) if c is not None and e is not None]
     fully_random = not settings.ip_masq_fully_random_disable
-    masqueraded = families if settings.ip_masq else []
+    masqueraded = families if settings.ip_masq or masquerade_pods else []
     forwarded = families if settings.iptables_forward_rules else []
     return Wish(
         network.vni,
@@ -69,9 +68,9 @@ class Firewall:
         self._thread.shutdown()
         self.netlink.close()
 
-    async def run(self, network: Network, lease: Lease, devices: Mapping[int, str]) -> bool:
+    async def run(self, network: Network, lease: Lease, devices: Mapping[int, str], *, masquerade: bool = False) -> bool:
         """Mend everything; False when something that pods need could not be, with `failures` by name."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.mend, wish(self.settings, network, lease, devices))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.mend, wish(self.settings, network, lease, devices, masquerade))
 
     def status(self) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac, parse
 from tweed.errors import TweedError, UsageError
 from tweed.wire.cni import check_identity
 
+BRIDGE = "cni0"
 GATEWAY = 1  # the offset of the gateway in the node's subnet, as flannel's FLANNEL_SUBNET has it
 
 
@@ -83,7 +84,7 @@ class NodeNetwork(msgspec.Struct, frozen=True):
     subnet: Prefix | None
     subnet6: Prefix | None
     mtu: int
-    bridge: str = "cni0"
+    bridge: str = BRIDGE
     networks: tuple[Prefix, ...] = ()
     name: str = ""
     ranges: tuple[Range, ...] = ()

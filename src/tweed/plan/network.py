@@ -39,6 +39,8 @@ def of_tweed(conf: Conf, node: NodeNetwork) -> NodeNetwork:
         ranges=ranges_of(conf, node),
     )
     on_overlay = any(subnet.contains(pool.subnet) for pool in network.pools for subnet in node.subnets)
+    if conf.ip_masq and not on_overlay:
+        raise CniError(UNSUPPORTED, "unsupported field ipMasq: true; tweed masquerades what leaves the overlay, and these ranges are outside of it")
     return network if on_overlay or not network.ranges else msgspec.structs.replace(network, networks=())
 
 

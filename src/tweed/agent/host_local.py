@@ -1,0 +1,85 @@
+"""What the plugin before us left on a node that we took over: host-local's files, one per address, and the containers that still run.
+
+    /var/lib/cni/networks/NETWORK/ADDRESS    container id, CR LF, interface name
+
+An address with a file is its container's until that is deleted; one that no network namespace has any more has leaked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tweed.addr import Prefix, parse_address
+from tweed.errors import KernelError
+from tweed.kernel import netns, tables
+from tweed.kernel.netlink import Netlink
+
+YOUNG_S = 60.0  # a file may be there before its container has the address
+
+
+class Holding:
+    """A file of host-local's."""
+
+    def __init__(self, path: Path, address: bytes) -> None:
+        self.path = path
+        self.address = address
+
+    def owner(self) -> tuple[str, str]:
+        """Container id and interface, "" where an old file does not tell."""
+        with contextlib.suppress(OSError):
+            container, _, ifname = self.path.read_text(errors="replace")[:1024].partition("\n")
+            return container.strip(), ifname.strip()
+        return "", ""
+
+    def is_young(self) -> bool:
+        with contextlib.suppress(OSError):
+            return time.time() - self.path.stat().st_mtime < YOUNG_S
+        return False
+
+
+def holdings(directory: Path) -> Iterator[Holding]:
+    """All addresses that host-local has given out on this node, of every network."""
+    with contextlib.suppress(OSError):
+        for network in os.scandir(directory):
+            if network.is_dir(follow_symlinks=False):
+                for entry in os.scandir(network.path):
+                    with contextlib.suppress(ValueError):  # its lock, and the address given out last
+                        yield Holding(Path(entry.path), parse_address(entry.name))
+
+
+def in_use(subnets: Iterable[Prefix], own: int) -> set[bytes] | None:
+    """The addresses of these subnets that network namespaces of this machine have, apart from the one with the inode `own`.
+
+    None when one of them cannot be looked into: then nobody knows.
+    """
+    wanted, found = tuple(subnets), set[bytes]()
+    for path in namespaces(own):
+        try:
+            descriptor = netns.open_netns(path)
+        except KernelError:
+            continue  # it ended meanwhile
+        try:
+            with Netlink(descriptor) as inside:
+                found |= {row.address.address for row in tables.addresses(inside) if any(subnet.contains(row.address.address) for subnet in wanted)}
+        except KernelError:
+            return None
+        finally:
+            os.close(descriptor)
+    return found
+
+
+def namespaces(own: int) -> list[str]:
+    """A path to each network namespace that has a process or a name."""
+    seen, found = {own}, []
+    paths = [f"{netns.DIRECTORY}/{name}" for name in netns.names()] + [f"/proc/{pid}/ns/net" for pid in os.listdir("/proc") if pid.isdecimal()]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            inode = os.stat(path).st_ino
+            if inode not in seen:
+                seen.add(inode)
+                found.append(path)
+    return found
