@@ -42,6 +42,7 @@ TABLES = (
     "trace.ends",
     "trace.rtnetlink",
     "trace.intent",
+    "trace.firewall",
     "trace.findings",
     "trace.events",
     "trace.sights",

@@ -23,8 +23,8 @@ from tweed.plan.nft import Object, Table, table_name
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 PROGRAM_TIMEOUT_S = 10
-# nftables/libnftables.h NFT_CTX_OUTPUT_JSON, NFT_CTX_OUTPUT_HANDLE is implied by it.
-OUTPUT_JSON = 1 << 4
+# nftables/libnftables.h NFT_CTX_OUTPUT_JSON, which implies NFT_CTX_OUTPUT_HANDLE.
+OUTPUT_JSON, OUTPUT_HANDLE = 1 << 4, 1 << 3
 NOTHING_INSTALLED = "neither libnftables.so.1 nor the nft program is here (apt-get install libnftables1, or nftables)"
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
@@ -78,7 +78,7 @@ class Nft:
         return objects
 
     def listing(self, command: str) -> str:
-        """What a `list ...` command shows, as text. Raises KernelError."""
+        """What a `list ...` command shows, as text with the handles of rules. Raises KernelError."""
         return self._call(command, False)
 
     def _call(self, text: str, as_json: bool) -> str:
@@ -125,7 +125,7 @@ def _open_library() -> tuple[Callable[[str, bool], str], Callable[[], object]] |
         raise KernelError("nft", errno.ENOMEM, "libnftables gave no buffers")
 
     def run(text: str, as_json: bool) -> str:
-        library.nft_ctx_output_set_flags(context, OUTPUT_JSON if as_json else 0)
+        library.nft_ctx_output_set_flags(context, OUTPUT_JSON if as_json else OUTPUT_HANDLE)
         failed = library.nft_run_cmd_from_buffer(context, text.encode())
         output: bytes = library.nft_ctx_get_output_buffer(context) or b""
         words: bytes = library.nft_ctx_get_error_buffer(context) or b""
@@ -144,7 +144,7 @@ def _open_program() -> tuple[Callable[[str, bool], str], Callable[[], object]]:
 
     def run(text: str, as_json: bool) -> str:
         # With -j, nft 1.0.6 reads what comes through -f as JSON and answers text with nothing.
-        command = [program, "-j", text] if as_json else [program, "-f", "-"]
+        command = [program, "-j", text] if as_json else [program, "-a", "-f", "-"]
         try:
             done = subprocess.run(command, input="" if as_json else text, capture_output=True, text=True, timeout=PROGRAM_TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired) as error:

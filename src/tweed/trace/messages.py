@@ -170,7 +170,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "neighbour-will-confirm": ("{state}: used now, confirmed by the kernel in passing", "{state}：先使用，内核随后确认"),
         "neighbour-will-ask": ("the kernel will ask for {address} first", "内核会先询问 {address}"),
         "bridge-vlans-ignored": ("VLAN rows of {bridge} do not count: it does not filter VLANs", "{bridge} 不做 VLAN 过滤，VLAN 表项不计"),
-        "nft-not-evaluated": ("firewall rules are evidence and are not evaluated", "防火墙规则仅作证据，不参与推演"),
+        "nft-not-evaluated": ("some of the firewall rules say more than is evaluated here", "部分防火墙规则的条件未参与推演"),
         "rule-not-evaluated": ("the rule's selector `{selector}` is not evaluated", "规则的条件 `{selector}` 未参与推演"),
         "only-vtep": ("{device} is the only VTEP here", "{device} 是这里唯一的 VTEP"),
         "branch": ("way {number} of {count}, weight {weight}", "第 {number} 条路，共 {count} 条，权重 {weight}"),
@@ -245,7 +245,10 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
             "a mistake of tweed's own, please report it: to `{question}` it answers `{ours}`, the kernel `{kernel}`",
             "tweed 自身的错误，请报告：对 `{question}` 它回答 `{ours}`，内核回答 `{kernel}`",
         ),
-        "nft-evidence": ("{lines} lines of firewall rules are here and are not evaluated", "有 {lines} 行防火墙规则，未参与推演"),
+        "nft-evidence": (
+            "of the {lines} lines of firewall rules here those with plain matches are evaluated",
+            "这里的 {lines} 行防火墙规则中，只有匹配条件简单的参与推演",
+        ),
     },
 }
 

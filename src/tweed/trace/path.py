@@ -18,6 +18,7 @@ import msgspec
 from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
+from tweed.trace.firewall import Facts
 from tweed.trace.frames import PROTOCOLS, TTL, Hop, Probe
 from tweed.trace.result import Asked, Divergence, Fix, Loser, Quote, Said, Step, Verdict
 from tweed.trace.tables import Answer, Flow, Tables, quote
@@ -131,9 +132,40 @@ class Path:
 
     def arrive(self, packet: Packet) -> None:
         """IP input: is its source plausible, then route."""
+        if self.stopped_by_rules(packet, self.facts(packet.device, ""), "ingress", "prerouting"):
+            return
         if self.filtered(packet):
             return
         self.route(packet)
+
+    def facts(self, iif: str, oif: str) -> Facts:
+        """Of the container's packet at two devices."""
+        icmp = ("echo-reply" if self.probe.reply else "echo-request") if self.probe.proto == "icmp" else ""
+        state = "established" if self.probe.reply else "new"
+        return Facts(self.src, self.dst, self.flow.proto or 0, self.flow.sport, self.flow.dport, iif, oif, state, icmp)
+
+    def stopped_by_rules(self, packet: Packet, facts: Facts, *hooks: str) -> bool:
+        """Whether a firewall rule drops it, which is the end. What it cannot tell is assumed, and said with the step before."""
+        at = packet.at
+        for hook in hooks if at.node.nft else ():
+            ruling = at.firewall.verdict(hook, facts)
+            if ruling.kind == "unknown" and self.steps:
+                self.assume_last(Said("nft-not-evaluated"))
+            if ruling.kind != "drop" or ruling.chain is None:
+                continue
+            chain, rule = ruling.chain, ruling.rule
+            place = f"{chain.family} {chain.table} {chain.name}"
+            ip = "ip" if len(facts.dst) == 4 else "ip6"
+            if rule is None:
+                either = (f"{ip} daddr {format_address(facts.dst)}", f"{ip} saddr {format_address(facts.dst)}")
+                fix = tuple(Fix(at.name, f"nft insert rule {place} {each} accept") for each in either)
+            else:
+                fix = (Fix(at.name, f"nft delete rule {place} handle {rule.handle}"),) if rule.handle else ()
+            device = facts.iif or facts.oif
+            row = rule.quote if rule is not None else chain.quote
+            self.fail(packet, device, "dropped", "firewall-drops", {"device": device, "hook": hook}, row, evidence=(chain.quote,) if rule else (), fix=fix)
+            return True
+        return False
 
     def filtered(self, packet: Packet) -> bool:
         """The kernel's check of the source (fib_validate_source): an address of its own, or rp_filter. True when it ends there."""
@@ -220,6 +252,8 @@ class Path:
                 told.append(Said("branch", {"number": str(number), "count": str(len(answer.hops)), "weight": str(hop.weight)}))
             device = hop.device or ""
             self.tell_route(way, self.dst, row, hop, answer.table, losers, told, 1, asked)
+            if self.stopped_by_rules(way, self.facts(packet.device, device), "forward" if packet.device else "output", "postrouting"):
+                continue
             self.leave(self, way, device, hop.gateway or self.dst, row)
 
     def stopped(self, packet: Packet, device: str, dst: bytes, answer: Answer, assumptions: list[Said], asked: Asked) -> bool:
@@ -280,8 +314,6 @@ class Path:
             return False
         if value is None:
             assumptions.append(Said("forwarding-on", {"device": device}))
-        if at.node.nft:
-            assumptions.append(Said("nft-not-evaluated"))
         return True
 
     def tell_route(
@@ -319,6 +351,8 @@ class Path:
             assumptions = [*assumptions, Said("local-from-addresses")]
         params = {"dst": str(row.dst), "table": answer.table}
         self.step(packet, packet.device or device, "route-local", params, quote(row), assumptions=assumptions, asked=asked)
+        if packet.device and self.stopped_by_rules(packet, self.facts(packet.device, ""), "input"):
+            return
         self.delivered(packet, device, row)
 
     def delivered(self, packet: Packet, device: str, row: s.RouteRow) -> None:

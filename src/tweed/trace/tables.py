@@ -16,6 +16,7 @@ import msgspec
 from tweed.addr import Prefix
 from tweed.model import METRIC_IPV6_DEFAULT
 from tweed.trace import snapshot as s
+from tweed.trace.firewall import Firewall
 from tweed.trace.result import Loser, Quote, Said
 
 # What Linux has until somebody changes it (fib_default_rules_init). IPv6 has no table `default`.
@@ -132,6 +133,7 @@ class Tables:
         self.fibs = self.index()
         self.rules = {family: tuple(sorted((r for r in node.rules if r.family == family), key=lambda r: r.priority)) for family in (4, 6)}
         self.kinds: dict[str, tuple[str | None, Said | None]] = {}
+        self.firewall = Firewall(node.nft)
 
     # ---- what is here -------------------------------------------------------------------------------------------
 

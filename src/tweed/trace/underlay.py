@@ -8,6 +8,7 @@ import msgspec
 
 from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
+from tweed.trace.firewall import Facts
 from tweed.trace.frames import TTL, Hop, Tunnel
 from tweed.trace.path import NO_ANSWER, Packet, Path
 from tweed.trace.result import Asked, Fix, Quote, Said
@@ -114,6 +115,9 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
             path.fail(packet, nic, "dropped", "mtu-exceeded", params, device_row(at, nic, HEAD))
             return
         assumptions.append(Said("fragmented", params))
+    outer = Facts(src or b"", remote.host, UDP, None, remote.port, "", nic)
+    if path.stopped_by_rules(packet, outer, "output", "postrouting"):
+        return
     next_hop = gateway or remote.host
     row, told = at.neighbour(next_hop, nic)
     if told is not None:
@@ -154,6 +158,8 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
     there = msgspec.structs.replace(packet, at=path.cluster.host_of(peer.tables), device=peer.device)
     # Behind a gateway the MAC is the gateway's: whose that is the peer's tables do not say.
     if not arrives(path, there, remote.host, mac if gateway is None else None, shown, at):
+        return
+    if path.stopped_by_rules(there, msgspec.structs.replace(outer, iif=there.device, oif=""), "ingress", "prerouting", "input"):
         return
     receive(path, there, packet, remote, tunnel)
 
