@@ -49,6 +49,9 @@ TABLES = (
     "trace.beside",
     "trace.drops",
     "trace.judge",
+    "trace.clocks",
+    "trace.recording",
+    "trace.join",
 )
 # Held against leases: what rows a lease needs, `plan` says.
 DIAGNOSIS = ("trace.mend", "trace.diagnose", "trace.trip")

@@ -17,10 +17,11 @@ from tweed.trace.ask import ask
 from tweed.trace.cluster import Cluster
 from tweed.trace.ends import ends
 from tweed.trace.findings import find
+from tweed.trace.intent import Intent
 from tweed.trace.live import live, watching
 from tweed.trace.result import Fix, Said, Walk
 from tweed.trace.snapshot import Snapshot
-from tweed.trace.walk import walk as follow
+from tweed.trace.trip import trip
 
 COMMAND_TIMEOUT_S = 20
 
@@ -40,7 +41,7 @@ def observe(lab: Lab | None, opened: spaces.Spaces, src: str, dst: str, want: Wa
     probe = want.probe(*ends(cluster, src, dst))
     with watching(cluster, opened) as watch:
         if watch is None:
-            predicted = follow(cluster, probe, find(cluster), "tables")
+            predicted = trip(cluster, Intent(cluster), probe, find(cluster), "tables")
             return msgspec.structs.replace(ask(predicted, cluster, opened), blind=(Said("everything-sent"),)), snapshot
         found = live(cluster, opened, probe, watch)
     return msgspec.structs.replace(ask(found, cluster, opened), findings=find(cluster)), snapshot

@@ -2,8 +2,8 @@
 
     judge(...) -> Walk      the predicted steps with their sights, the verdict of what was seen, the first divergence and what it rests on
 
-Tables that are wrong are the prediction's to find (the walk's own divergence, or `diagnosed`: tables held against leases); it counts when the
-packet was seen to come just so far. A packet that ends earlier, or where tables say that it goes on, ended for the reason that the kernel gave.
+Tables that are wrong are the prediction's to find (trace.diagnose); that counts when the packet was seen to come just so far, or past the wrong
+decision. A packet that ends earlier, or where tables say that it goes on, ended for the reason that the kernel gave.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tweed.addr import format_address
 from tweed.trace.beside import Laid, beside, in_tunnel
 from tweed.trace.cluster import Cluster
 from tweed.trace.drops import SEND_ERRORS, explain
+from tweed.trace.events import DROPPED
 from tweed.trace.frames import Probe
-from tweed.trace.result import Divergence, Quote, Said, Seen, Tier, Verdict, Walk
+from tweed.trace.result import Divergence, Quote, Said, Seen, Tier, Verdict, Walk, kind_of
 from tweed.trace.sights import Leg, Sight, is_error
 
 
 class Ways(msgspec.Struct, frozen=True):
-    """What tables predict of a probe and of its answer. `back` None: no way back is known. `diagnosed`: what they have against leases."""
+    """What tables predict of a probe and of its answer, held against leases (trace.diagnose). `back` None: no way back is known."""
 
     there: Walk
     back: Walk | None = None
-    diagnosed: Divergence | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -41,13 +41,13 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     """`answer`: the packet that answers, where it is known what that is (an echo)."""
     answered = any(sight.leg == "back" and sight.moves for sight in seen.sights)
     laid = beside(ways.there, probe, cluster, seen.sights, "there", seen.began_ns)
-    there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe), diagnosed=ways.diagnosed)
+    there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe))
     made = msgspec.structs.replace(there, tier=tier, blind=blind)
     if (other := masqueraded(seen.sights, probe)) is not None:
         return made if answered and returned(seen.sights, cluster, probe) else replaced(made, other, probe)
     if there.verdict not in ("delivered", "detour") or ways.back is None or probe.src == probe.dst:
         return made
-    if not answered:
+    if not answered and not any(sight.leg == "back" and sight.event.kind == DROPPED for sight in seen.sights):
         return made if probe.proto == "udp" else unanswered(made, ways, laid, cluster, seen, probe)
     back = answer or msgspec.structs.replace(probe, src=probe.dst, dst=probe.src, reply=True)
     behind = beside(ways.back, back, cluster, seen.sights, "back", seen.began_ns)
@@ -57,7 +57,6 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
         cluster,
         seen,
         arrived=arrived(ways.back, behind, cluster, back),
-        diagnosed=ways.diagnosed,
         compare=answer is not None and not errors(seen.sights),
     )
     reply = msgspec.structs.replace(reply, tier=tier)
@@ -111,16 +110,16 @@ def last_place(laid: Laid) -> int:
     return max((number for number, step in enumerate(laid.steps) if step.hop is not None), default=-1)
 
 
-def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived: bool, diagnosed: Divergence | None, compare: bool = True) -> Walk:
+def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived: bool, compare: bool = True) -> Walk:
     """One leg's verdict and divergence."""
     steps = laid.steps if compare else tuple(without_differences(laid))
     made = msgspec.structs.replace(walk, steps=steps, outcomes={laid.branch: walk.outcomes.get(laid.branch, walk.verdict)})
     if arrived:
-        if walk.verdict == "detour":
-            return msgspec.structs.replace(made, verdict="detour")
+        if walk.verdict == "detour" or (walk.first_divergence is not None and kind_of(walk.steps[-1].decision.id) != "cause"):
+            return ended(made, laid, "detour", walk.first_divergence)  # past a wrong decision, and somebody brought it back on its way
         return ended(made, laid, "delivered", unlike(made) or overtaken(walk, laid))
-    predicted = diagnosed if diagnosed is not None and walk.verdict != "delivered" else walk.first_divergence
-    if predicted is not None and came_so_far(laid):
+    predicted = walk.first_divergence
+    if predicted is not None and (came_so_far(laid) or passed(laid, predicted)):
         verdict: Verdict = walk.verdict if walk.verdict in ("dropped", "lost") else "lost"
         if laid.drop is not None or seen.refused:
             verdict = "dropped"
@@ -133,7 +132,7 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
         return ended(made, laid, "dropped", Divergence(node, device, cause, evidence(laid, seen), fix))
     last = laid.last
     node, device = (last.node, last.event.device) if last is not None else (laid.steps[0].node, laid.steps[0].device)
-    return ended(made, laid, "lost", predicted or diagnosed or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)))
+    return ended(made, laid, "lost", predicted or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)))
 
 
 def without_differences(laid: Laid) -> list[object]:
@@ -148,6 +147,12 @@ def came_so_far(laid: Laid) -> bool:
     """Whether it was seen at the last place before the step that fails, or there are none before it."""
     places = [number for number, step in enumerate(laid.steps[:-1]) if step.hop is not None]
     return not places or laid.far >= places[-1]
+
+
+def passed(laid: Laid, found: Divergence) -> bool:
+    """Whether it was seen at or behind the place of the wrong decision."""
+    at = next((number for number, step in enumerate(laid.steps) if (step.node, step.device) == (found.node, found.device)), None)
+    return at is not None and at <= laid.far
 
 
 def unlike(walk: Walk) -> Divergence | None:

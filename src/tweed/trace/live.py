@@ -24,9 +24,13 @@ from tweed.kernel.netns import inode
 from tweed.kernel.tracer import UDP_SKIP, VXLAN_SKIP, Tracer
 from tweed.model import NUD_INCOMPLETE
 from tweed.trace import probe as shots
+from tweed.trace.blame import blame
 from tweed.trace.cluster import Cluster
+from tweed.trace.diagnose import diagnose
+from tweed.trace.drops import peer_of
 from tweed.trace.events import CAPTURED, DROPPED, RECEIVED, Event
 from tweed.trace.frames import Probe
+from tweed.trace.intent import Intent
 from tweed.trace.judge import Outcome, Ways, judge
 from tweed.trace.probe import Shot
 from tweed.trace.result import Divergence, Fix, Quote, Said, Tier, Walk
@@ -137,42 +141,63 @@ def netns(descriptor: int | None) -> int:
     return inode(descriptor) if descriptor is not None else os.stat("/proc/self/ns/net").st_ino
 
 
-def live(cluster: Cluster, spaces: Spaces, probe: Probe, watch: Watch, diagnose: Callable[[Walk], Divergence | None] = lambda _: None) -> Walk:
+def live(cluster: Cluster, spaces: Spaces, probe: Probe, watch: Watch) -> Walk:
     """Send it, and judge what was seen of it and of its answer. Where all is well a second one follows, as large as the sender's MTU.
 
     Raises UsageError when the source is on no node that is here.
     """
-    first = shoot(cluster, spaces, shots.load(probe), watch, diagnose)
+    first = with_rule(shoot(cluster, spaces, shots.load(probe), watch), cluster, spaces, probe)
     if first.verdict != "delivered" or first.first_divergence is not None or probe.proto == "tcp":
         return first
     size = first_mtu(cluster, probe)
     if size is None or size <= probe.size or probe.dont_fragment is False:
         return first
-    large = shoot(cluster, spaces, shots.load(msgspec.structs.replace(probe, size=size, dont_fragment=True, sport=None)), watch, diagnose)
+    large = shoot(cluster, spaces, shots.load(msgspec.structs.replace(probe, size=size, dont_fragment=True, sport=None)), watch)
+    large = with_rule(large, cluster, spaces, msgspec.structs.replace(probe, size=size, dont_fragment=True))
     if large.verdict == "delivered":
         return msgspec.structs.replace(first, whole=large)
     return msgspec.structs.replace(first, whole=large, verdict=large.verdict, first_divergence=too_large(cluster, probe, large))
 
 
-def shoot(cluster: Cluster, spaces: Spaces, shot: Shot, watch: Watch, diagnose: Callable[[Walk], Divergence | None]) -> Walk:
+def with_rule(found: Walk, cluster: Cluster, spaces: Spaces, probe: Probe) -> Walk:
+    """Where a firewall dropped it, or its answer, the rule that did."""
+    divergence, source = found.first_divergence, cluster.owner(probe.src)
+    if divergence is None or divergence.cause.id != "firewall-drops" or divergence.node not in spaces or source is None:
+        return found
+    shot = shots.load(probe)
+    blamed = blame(divergence, shot, tunnels(cluster), spaces[source.tables.name], spaces[divergence.node])
+    return msgspec.structs.replace(found, first_divergence=blamed)
+
+
+def shoot(cluster: Cluster, spaces: Spaces, shot: Shot, watch: Watch) -> Walk:
     """One probe."""
     probe = shot.probe
     source = cluster.owner(probe.src)
     if source is None or source.tables.name not in spaces:
         raise UsageError(f"{format_address(probe.src)}: no namespace here has this address, so nothing can be sent from it: run this on its node")
-    there = follow(cluster, probe, (), watch.tier)
-    answer = shots.reply_to(shot)
-    back = follow(cluster, answer or msgspec.structs.replace(probe, src=probe.dst, dst=probe.src, reply=True), (), watch.tier)
-    diagnosed = diagnose(there) or diagnose(back)
+    ways = predict(cluster, shot, watch.tier)
     ports = tunnels(cluster)
-    watch.look_for(shot, ports, (probe.src, probe.dst, *outer_hosts(there), *outer_hosts(back)))
+    watch.look_for(shot, ports, (probe.src, probe.dst, *outer_hosts(ways.there), *outer_hosts(ways.back)))
     places = {netns(descriptor): name for name, descriptor in spaces.items()}
     with shots.opened(shot, spaces[source.tables.name]) as opened:
         refused = shots.send(opened, shot)
-        events = watch_until(watch, Unresolved(cluster, spaces, there), source_netns(places, source.tables.name), bool(refused))
+        events = watch_until(watch, Unresolved(cluster, spaces, ways.there), source_netns(places, source.tables.name), bool(refused))
     seen = sights(events, places, probe, [port for port, skip in ports.items() if skip])
     began = next((sight.event.t_ns for sight in seen if sight.leg), 0)
-    return judge(Ways(there, back, diagnosed), probe, answer, cluster, Outcome(seen, began, refused), watch.tier, watch.blind)
+    return judge(ways, probe, shots.reply_to(shot), cluster, Outcome(seen, began, refused), watch.tier, watch.blind)
+
+
+def predict(cluster: Cluster, shot: Shot, tier: Tier) -> Ways:
+    """What tables say of the probe and of its answer, held against the leases."""
+    intent, probe = Intent(cluster), shot.probe
+    there = diagnose(cluster, intent, follow(cluster, probe, (), tier))
+    back = shots.reply_to(shot) or msgspec.structs.replace(
+        probe, src=probe.dst, dst=probe.src, sport=probe.dport, dport=probe.sport, reply=True, payload=None, size=max(probe.least, shots.UNREACHABLE_SIZE)
+    )
+    try:
+        return Ways(there, diagnose(cluster, intent, follow(cluster, back, (), tier)))
+    except UsageError:  # no table speaks of where the answer would begin
+        return Ways(there)
 
 
 def source_netns(places: Mapping[int, str], name: str) -> int:
@@ -238,9 +263,9 @@ def tunnels(cluster: Cluster) -> dict[int, int]:
     return ports or {FLANNEL_PORT: VXLAN_SKIP}
 
 
-def outer_hosts(walk: Walk) -> list[bytes]:
+def outer_hosts(walk: Walk | None) -> list[bytes]:
     """The hosts that tunnels lead to on a way."""
-    return [step.hop.tunnel.dst for step in walk.steps if step.hop is not None and step.hop.tunnel is not None]
+    return [] if walk is None else [step.hop.tunnel.dst for step in walk.steps if step.hop is not None and step.hop.tunnel is not None]
 
 
 def first_mtu(cluster: Cluster, probe: Probe) -> int | None:
@@ -261,9 +286,13 @@ def too_large(cluster: Cluster, probe: Probe, large: Walk) -> Divergence | None:
     """What is wrong when only a packet of the sender's MTU does not get through: the sender's MTU, where that of the way is right."""
     found = large.first_divergence
     source = cluster.owner(probe.src)
-    if found is None or found.cause.id != "mtu-exceeded" or source is None or not found.cause.params["mtu"].isdigit():
+    if found is None or source is None or found.cause.id not in ("mtu-exceeded", "mtu-too-large"):
         return found
-    room = int(found.cause.params["mtu"])
+    peer = peer_of(cluster, source.tables.name, source.device)
+    limits = [found.cause.params.get("room", found.cause.params["mtu"]), str(peer[1].mtu) if peer is not None else ""]
+    room = min((int(limit) for limit in limits if limit.isdigit()), default=None)
+    if room is None or (found.cause.id == "mtu-too-large" and (found.node != source.tables.name or str(room) == found.cause.params["room"])):
+        return found
     at = source.tables.devices[source.device]
     params = {"device": source.device, "mtu": str(at.mtu), "room": str(room)}
     evidence = (Quote(at.source, at.text.split("\n")[0]), *found.evidence)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tweed.trace.frames import FILLING, PROTOCOLS, Probe, transport
 
 NONCE = 8
 TRACEROUTE_PORT, HTTP_PORT = 33434, 80  # a port where nobody listens, and one where many do: an answer comes either way
+UNREACHABLE_SIZE = 84  # about what a refusal has: it is never near an MTU
 FIRST_PORT = 32768  # net.ipv4.ip_local_port_range
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE = 10, 23, 0, 3
 HALF, WORD = Struct("!H"), Struct("!I")
@@ -38,9 +40,9 @@ class Shot(msgspec.Struct, frozen=True):
         return PROTOCOLS[self.probe.proto, self.probe.family]
 
 
-def load(probe: Probe) -> Shot:
-    """Give a probe what it lacks. Raises UsageError when it has no room for the nonce."""
-    chance = os.urandom(NONCE)
+def load(probe: Probe, chance: bytes | None = None) -> Shot:
+    """Give a probe what it lacks. Raises UsageError when it has no room for the nonce. `chance`: eight bytes, instead of random ones."""
+    chance = chance or os.urandom(NONCE)
     port = FIRST_PORT | HALF.unpack(chance[:2])[0]
     sport = port if probe.sport is None else probe.sport
     if probe.proto == "tcp":
@@ -56,6 +58,12 @@ def load(probe: Probe) -> Shot:
     if probe.proto == "icmp":
         return Shot(msgspec.structs.replace(probe, sport=sport, sequence=1, payload=payload), chance)
     return Shot(msgspec.structs.replace(probe, sport=sport, dport=TRACEROUTE_PORT if probe.dport is None else probe.dport, payload=payload), chance)
+
+
+def agreed(probe: Probe) -> bytes:
+    """What several machines put for chance without a word between them: it follows from the packet."""
+    words = (probe.src, probe.dst, probe.proto.encode(), str((probe.size, probe.sport, probe.dport)).encode())
+    return hashlib.blake2b(b"\0".join(words), digest_size=NONCE, person=b"tweed walk").digest()
 
 
 def reply_to(shot: Shot) -> Probe | None:
