@@ -160,9 +160,9 @@ def live(cluster: Cluster, spaces: Spaces, probe: Probe, watch: Watch) -> Walk:
 
 
 def with_rule(found: Walk, cluster: Cluster, spaces: Spaces, probe: Probe) -> Walk:
-    """Where a firewall dropped it, or its answer, the rule that did."""
+    """Where a firewall dropped it, or its answer, and tables do not tell by which rule, that rule."""
     divergence, source = found.first_divergence, cluster.owner(probe.src)
-    if divergence is None or divergence.cause.id != "firewall-drops" or divergence.node not in spaces or source is None:
+    if divergence is None or divergence.cause.id != "firewall-drops" or divergence.fix or divergence.node not in spaces or source is None:
         return found
     shot = shots.load(probe)
     blamed = blame(divergence, shot, tunnels(cluster), spaces[source.tables.name], spaces[divergence.node])
