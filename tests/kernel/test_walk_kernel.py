@@ -11,7 +11,7 @@ from tweed.addr import Prefix, format_address
 from tweed.errors import KernelError
 from tweed.kernel.tables import lookup_route
 from tweed.trace.read import Source, read
-from tweed.trace.tables import Tables, metric
+from tweed.trace.tables import Flow, Tables, metric
 
 KINDS = {errno.EINVAL: "blackhole", errno.EHOSTUNREACH: "unreachable", errno.EACCES: "prohibit", errno.ENETUNREACH: "missing"}
 DEVICES = ("x0", "x1", "x2")
@@ -51,7 +51,17 @@ def commands(rng: random.Random, family: int) -> list[str]:
             found.append(f"ip -{family} route {verb} {dst} dev {device} {end}")
     for _ in range(rng.choice((0, 3))):
         selectors = rng.choice(
-            (f"from {random_prefix(rng, family)}", f"to {random_prefix(rng, family)}", f"iif {rng.choice(DEVICES)}", "fwmark 7", "not fwmark 7")
+            (
+                f"from {random_prefix(rng, family)}",
+                f"to {random_prefix(rng, family)}",
+                f"iif {rng.choice(DEVICES)}",
+                "fwmark 7",
+                "not fwmark 7",
+                "tos 0x10",
+                "ipproto tcp dport 80",
+                f"not ipproto udp to {random_prefix(rng, family)}",
+                "sport 1000-2000",
+            )
         )
         action = rng.choice(("lookup 77", "lookup 78", "lookup main suppress_prefixlength 8", "prohibit"))
         found.append(f"ip -{family} rule add {selectors} {action} priority {rng.randrange(100, 200)}")
@@ -79,10 +89,11 @@ def test_our_choice_is_the_kernels(netns, family: int, seed: int):
     for _ in range(150):
         dst = random_address(rng, family)
         src, iif = (None, None) if rng.random() < 0.5 else (random_address(rng, family), rng.choice(DEVICES))
-        ours = tables.lookup(dst, src=src, iif=iif)
+        proto, sport, dport = rng.choice(((6, 1500, 80), (17, 99, 80), (6, 99, 443)))
+        ours = tables.lookup(dst, src=src, iif=iif, flow=Flow(proto, sport, dport))
         told = f"{format_address(dst)} from {src and format_address(src)} iif {iif}: {ours}"
         try:
-            theirs = lookup_route(netns.nl, dst, src=src, iif=iif)
+            theirs = lookup_route(netns.nl, dst, src=src, iif=iif, proto=proto, sport=sport, dport=dport)
         except KernelError as error:
             assert KINDS.get(error.errno) in (ours.kind, "missing" if ours.kind == "prohibit" and ours.row is None else None), f"{told}\n{error}"
             compared.add(KINDS[error.errno])

@@ -24,11 +24,14 @@ def best(rows: Sequence[RouteRow], table: str, dst: bytes, iif: str | None) -> R
     return winner
 
 
-def choose(rules: Sequence[RuleRow], rows: Sequence[RouteRow], dst: bytes, src: bytes | None, iif: str | None) -> RouteRow | str | None:
-    """The winning row, the action of a rule that ends it, or None."""
+def choose(
+    rules: Sequence[RuleRow], rows: Sequence[RouteRow], dst: bytes, src: bytes | None, iif: str | None, proto: int = 0, dport: int = 0
+) -> RouteRow | str | None:
+    """The winning row, the action of a rule that ends it, or None. Only TCP (6) has ports here."""
     for rule in sorted(rules, key=lambda rule: rule.priority):
         fits = (rule.src is None or (src is not None and rule.src.contains(src))) and (rule.dst is None or rule.dst.contains(dst))
-        fits = fits and rule.iif in (None, iif or "lo") and not rule.fwmark
+        fits = fits and rule.iif in (None, iif or "lo") and not rule.fwmark and not rule.tos and rule.ipproto in (None, proto)
+        fits = fits and (rule.dport is None or (proto == 6 and dport in range(rule.dport[0], rule.dport[1] + 1)))
         if fits == rule.negated:
             continue
         if rule.action != "lookup":

@@ -210,7 +210,7 @@ def fate(chains: dict[str, Chain], taken: dict[str, bool], name: str = "0") -> s
     return dropped if how == "ended" else "policy" if chains[name].drops else None
 
 
-@settings(max_examples=60)
+@settings(max_examples=33)
 @given(firewalls())
 def test_the_walk_against_every_packet(chains: dict[str, Chain]) -> None:
     """Each rule that takes a part may match a packet or not: all combinations are tried.

@@ -108,7 +108,7 @@ RULES = [
 ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=33)
 @given(
     st.lists(st.sampled_from([f"FORWARD {rule}" for rule in RULES] + BOTH.splitlines()), max_size=6),
     st.sampled_from(["ACCEPT", "DROP"]),

@@ -95,7 +95,7 @@ tunnels = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=17, deadline=None)
 @given(tunnels, macs, macs, st.integers(1, 255), st.integers(48, 1400), u16, u16)
 def test_any_tunnel_equals_scapys(tunnel: Tunnel, dst: bytes, src: bytes, ttl: int, size: int, id: int, identifier: int):
     """The outer header of either family around an inner echo of IPv4."""
@@ -224,7 +224,7 @@ def joined(stage_frames: tuple[Frame, ...], mtu: int, level: int = 0) -> bytes:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=22, deadline=None)
 @given(st.integers(600, 9000), st.integers(1280, 1600), st.sampled_from([4, 6]))
 def test_fragments_make_the_datagram_again(size: int, mtu: int, family: int):
     probe = Probe(A, B, size=size, id=3) if family == 4 else Probe(A6, B6, size=size, id=3)

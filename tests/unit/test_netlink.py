@@ -12,7 +12,7 @@ kinds = st.integers(0, netlink.KIND_MASK)
 payloads = st.binary(max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=21, deadline=None)
 @given(st.dictionaries(kinds, payloads, max_size=6))
 def test_attributes_round_trip(wanted):
     data = b"".join(netlink.attribute(kind, payload) for kind, payload in wanted.items())
@@ -20,7 +20,7 @@ def test_attributes_round_trip(wanted):
     assert netlink.attributes(data, 0, len(data)) == wanted
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=21, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), payloads), max_size=5))
 def test_messages_round_trip(wanted):
     data = b"".join(netlink.message(kind, flags, body) for kind, flags, body in wanted)
@@ -72,7 +72,7 @@ def test_messages_that_lie_about_their_length(data, words):
         list(netlink.messages(data))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=27, deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(data):
     """A first byte of 0 or 1 as length low byte is common, so the walk often gets far."""

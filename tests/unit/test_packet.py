@@ -298,7 +298,7 @@ def check_cover(frame: bytes) -> None:
         assert packet.layers[checksum.layer].get("checksum").value == checksum.found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=33, deadline=None)
 @given(stacks(), payloads)
 def test_what_is_built_is_read_back(headers: tuple, payload: bytes):
     frame = encode(*headers, payload=payload)
@@ -315,7 +315,7 @@ def test_what_is_built_is_read_back(headers: tuple, payload: bytes):
     assert (frame[carried.offset :] if carried else b"") == payload
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=22, deadline=None)
 @given(stacks(), payloads, st.data())
 def test_a_frame_cut_or_changed_anywhere_is_still_read(headers: tuple, payload: bytes, data: st.DataObject):
     frame = bytearray(encode(*headers, payload=payload))
@@ -325,7 +325,7 @@ def test_a_frame_cut_or_changed_anywhere_is_still_read(headers: tuple, payload: 
         check_cover(bytes(frame[:length]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=33, deadline=None)
 @given(st.sampled_from([0x0800, 0x86DD, 0x0806, 0x8100]), st.binary(max_size=120))
 @example(0x86DD, b"\x60" + bytes(5) + b"\0\0" + bytes(32 + 80))  # hop-by-hop headers without end
 @example(0x8100, b"\0\1\x81\0" * 400)

@@ -109,7 +109,7 @@ def scapy_packet(headers: tuple, payload: bytes) -> ScapyPacket:
     return packet
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=17, deadline=None)
 @given(stacks(), payloads)
 def test_scapy_builds_the_same_bytes_and_reads_the_same_fields(headers: tuple, payload: bytes):
     frame = encode(*headers, payload=payload)

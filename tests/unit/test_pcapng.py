@@ -30,7 +30,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_ca
 records = st.builds(Record, interface=st.just(0), t_ns=st.integers(0, 2**63), data=st.binary(min_size=1, max_size=70), comment=names)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=22, deadline=None)
 @given(st.builds(Section, st.tuples(st.builds(Interface, name=names, description=names)), st.lists(records, max_size=3).map(tuple), comment=names))
 def test_what_is_written_is_read(section: Section):
     assert pcapng.read(pcapng.write(section)) == section
@@ -112,7 +112,7 @@ def test_damaged_files(data: bytes, said: str):
         pcapng.read(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=33, deadline=None)
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
 def test_any_damaged_byte_is_either_read_or_one_error(at: int, value: int):
     try:

@@ -313,7 +313,7 @@ LINES = st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=33)
 @given(st.lists(st.one_of(LINES, st.text(max_size=30)), max_size=30), st.booleans())
 def test_whatever_is_pasted_every_line_is_read_reported_or_prose(lines: list[str], windows: bool):
     text = ("\r\n" if windows else "\n").join(lines)
@@ -322,7 +322,7 @@ def test_whatever_is_pasted_every_line_is_read_reported_or_prose(lines: list[str
     assert all(1 <= number <= text.count("\n") + text.count("\r") + 1 for number in where)
 
 
-@settings(max_examples=30)
+@settings(max_examples=21)
 @given(st.binary(max_size=200))
 def test_bytes_of_any_kind_are_no_crash(data: bytes):
     assert all(each.why for each in parsed(data).unread)

@@ -8,7 +8,7 @@ from tests.oracles import routes as oracle
 
 from tweed.addr import Prefix
 from tweed.trace.snapshot import NextHop, Node, RouteRow, RuleRow, Shown
-from tweed.trace.tables import Tables
+from tweed.trace.tables import Flow, Tables
 
 AT = {"source": "a:1", "text": "row"}
 TABLES = ("main", "5", "6")
@@ -40,7 +40,7 @@ routes = st.builds(
     st.sampled_from(["x", "y"]),
 )
 rules = st.builds(
-    lambda priority, action, table, src, dst, iif, negated, suppress, fwmark: RuleRow(
+    lambda priority, action, table, src, dst, iif, negated, suppress, fwmark, more: RuleRow(
         **AT,
         family=4,
         priority=priority,
@@ -52,6 +52,7 @@ rules = st.builds(
         negated=negated,
         suppress_length=suppress,
         fwmark=fwmark,
+        **more,
     ),
     st.integers(0, 9),
     st.sampled_from(["lookup", "lookup", "lookup", "prohibit"]),
@@ -62,17 +63,25 @@ rules = st.builds(
     st.booleans(),
     st.sampled_from([None, None, 0, 25]),
     st.sampled_from([None, None, 7]),
+    st.sampled_from([{}, {}, {}, {"tos": 16}, {"ipproto": 6}, {"ipproto": 1}, {"dport": (80, 80)}, {"dport": (50, 90), "ipproto": 6}]),
 )
 
 
-@settings(max_examples=200)
-@given(st.lists(routes, max_size=12), st.lists(rules, min_size=1, max_size=4), addresses, st.none() | addresses, st.sampled_from([None, "x"]))
-def test_route_choice_equals_the_oracle(rows: list[RouteRow], rule_rows: list[RuleRow], dst: bytes, src: bytes | None, iif: str | None):
+@settings(max_examples=80)
+@given(
+    st.lists(routes, max_size=12),
+    st.lists(rules, min_size=1, max_size=4),
+    addresses,
+    st.none() | addresses,
+    st.sampled_from([None, "x"]),
+    st.sampled_from([(1, 0), (6, 80), (6, 90)]),
+)
+def test_route_choice_equals_the_oracle(rows: list[RouteRow], rule_rows: list[RuleRow], dst: bytes, src: bytes | None, iif: str | None, flow: tuple[int, int]):
     family = 4 if len(dst) == 4 else 6
     rule_rows = [RuleRow(**{name: getattr(rule, name) for name in rule.__struct_fields__} | {"family": family}) for rule in rule_rows]
     node = Node(name="n", routes=tuple(rows), rules=tuple(rule_rows), shown=(Shown(table="route", route_table="all", command="ip route show table all"),))
-    answer = Tables(node).lookup(dst, src=src, iif=iif)
-    expected = oracle.choose(rule_rows, rows, dst, src, iif)
+    answer = Tables(node).lookup(dst, src=src, iif=iif, flow=Flow(flow[0], None, flow[1] or None))
+    expected = oracle.choose(rule_rows, rows, dst, src, iif, *flow)
     if isinstance(expected, RouteRow):
         assert (answer.row, answer.kind) == (expected, expected.type)
         assert all(loser.row != answer.row or loser.why.id == "later-row" for loser in answer.losers)

@@ -73,28 +73,28 @@ fdb_rows = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=27, deadline=None)
 @given(route_rows())
 def test_routes_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [row]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=17, deadline=None)
 @given(address_rows)
 def test_addresses_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [msgspec.structs.replace(row, nodad=False)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=17, deadline=None)
 @given(neighbour_rows)
 def test_neighbours_round_trip(row):
     assert rtnl.decode(rtnl.encode(Change("replace", row), INDEX), NAMES) == [row]
     assert rtnl.decode(rtnl.encode(Change("delete", row), INDEX), NAMES) == [msgspec.structs.replace(row, mac=None)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=21, deadline=None)
 @given(fdb_rows)
 def test_fdb_entries_round_trip(row):
     for op in ("replace", "delete"):
@@ -373,7 +373,7 @@ def test_malformed_rows_are_one_error(data):
         rtnl.decode(data, NAMES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=33, deadline=None)
 @given(st.data())
 def test_truncated_and_damaged_rows_are_read_or_refused(data):
     """Every field of every kind of row cut short or overwritten: rows that print, or one ValueError."""

@@ -204,7 +204,7 @@ def leases(draw):
     return list({r.key: r for r in found if len({q.created for q in found}) == len(found)}.values())
 
 
-@settings(max_examples=50)
+@settings(max_examples=27)
 @given(leases(), st.booleans())
 def test_overlaps_against_the_slow_oracle(records: list[LeaseRecord], with_own: bool):
     own = OWN if with_own else None
@@ -223,7 +223,7 @@ def change(draw):
     return new.key, draw(st.sampled_from([new, new, None]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=33)
 @given(st.lists(st.tuples(st.lists(change(), max_size=3), st.sampled_from([OWN, OWN, OWN, record(1, "10.244.8.0/24", created=500)])), max_size=6))
 def test_seen_one_change_after_another_or_all_at_once(rounds):
     kept, records = Screening("vxlan", NETWORKS), {}

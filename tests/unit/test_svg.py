@@ -114,7 +114,7 @@ def inside(picture: Picture) -> None:
 names = st.text(max_size=40)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=21, deadline=None)
 @given(names, names, st.lists(names, max_size=3), st.sampled_from([None, WIRE]))
 def test_any_names_are_valid_xml(title: str, device: str, lines: list[str], frame):
     boxes = tuple(NodeBox(f"{place} {title}", (Device("nic", device, tuple(lines)),), (Device("container", title, tuple(lines)),)) for place in range(2))
