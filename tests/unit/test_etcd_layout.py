@@ -192,6 +192,12 @@ def test_a_certificate_that_cannot_be_read_is_named(tmp_path, text, says):
             "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect to remote host: connect: Connection refused (111)",
             "Connection refused (111)",
         ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5Bfd00::1%5D:2379: Failed to connect to remote host: Connection refused",
+            "Connection refused",
+        ),
+        (grpc.StatusCode.UNAVAILABLE, "DNS resolution failed for a.invalid:2379: Misformatted", "DNS resolution failed for a.invalid:2379: Misformatted"),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", "no answer within 3 s"),
         (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader", "no leader"),
         (grpc.StatusCode.INTERNAL, "", "INTERNAL"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ ATTEMPT_S = 3.0
 # A watch that lasted so long breaks because its member went away, and is at once taken to another one.
 LASTED_S = 5.0
 REASON_MAX = 200
+# gRPC wraps the system's words in its own: "UNKNOWN: ipv4:192.0.2.1:2379: Failed to connect to remote host: Connection refused"
+WRAPPED = re.compile(r"(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?:Failed to connect to remote host: )?(?:connect: )?(.+)", re.DOTALL)
 # Refuse at once while there is no leader, instead of waiting for one or, with a watch, for ever.
 REQUIRE_LEADER = ("hasleader", "true")
 WATCH = "/etcdserverpb.Watch/Watch"
@@ -244,7 +247,8 @@ def refused(details: str) -> Exception | None:
     if "authentication failed" in details:
         return StoreUnavailable("etcd refuses --etcd-username with this password")
     if "permission denied" in details:
-        return StoreUnavailable("etcd: permission denied: the user's role needs readwrite on all keys below --etcd-prefix")
+        who = "this node's user (--etcd-username, else the name in its certificate)"
+        return StoreUnavailable(f"etcd: permission denied: the role of {who} needs readwrite on all keys below --etcd-prefix")
     return None
 
 
@@ -252,10 +256,9 @@ def reason(code: grpc.StatusCode, details: str) -> str:
     """Why a member failed, in one short line that stays the same while the reason does."""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {ATTEMPT_S:g} s"
-    # gRPC wraps the system's words in its own: "failed to connect to all addresses; last error: UNKNOWN: ipv4:…: …: Connection refused (111)"
-    text = details.rpartition("last error: ")[2] if not details.startswith("etcdserver:") else details.removeprefix("etcdserver: ")
-    if "connect: " in text:
-        text = text.rpartition("connect: ")[2]
+    text = details.removeprefix("etcdserver: ").rpartition("last error: ")[2]
+    if (wrapped := WRAPPED.match(text)) is not None:
+        text = wrapped[1]
     line = "".join(c if c.isprintable() else " " for c in text)[:REASON_MAX]
     return line or code.name
 

@@ -17,6 +17,7 @@ CHANNEL_OPTIONS = (
     # A peer that is gone without a word is noticed after 15 s. etcd ends connections that ping more often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # else a minute, whatever the line above says
     ("grpc.http2.max_pings_without_data", 0),
     # Channels to one address would share its back-off, up to two minutes long. When to try again is for the caller to say.
     ("grpc.use_local_subchannel_pool", 1),
