@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import subprocess
@@ -59,8 +60,10 @@ class Runtime:
             errors="surrogateescape",
         )
         assert process.stdin is not None
-        process.stdin.write(config if isinstance(config, str) else json.dumps(config))
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it need not read what is too long
+            process.stdin.write(config if isinstance(config, str) else json.dumps(config))
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
         process.stdin = None
         return process
 

@@ -19,7 +19,7 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS")  # VERSION never comes this far: the relay answers it
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # specification 1.1, "Parameters"
-CONTAINER_ID_MAX = 255
+CONTAINER_ID_MAX = 128  # runtimes use 64; with the addresses it has to fit an interface alias
 NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 INCOMPATIBLE, UNSUPPORTED, UNKNOWN, ENVIRONMENT, IO, DECODE, INVALID, LATER = 1, 2, 3, 4, 5, 6, 7, 11
