@@ -60,7 +60,7 @@ class KubeServer:
                 web.get("/api/v1/namespaces/{namespace}/pods/{name}", self._pod),
             ]
         )
-        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self.runner.setup()
         site = web.TCPSite(self.runner, host, port)
         await site.start()

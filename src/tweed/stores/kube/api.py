@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,13 +15,13 @@ import msgspec
 from tweed import __version__
 from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
 from tweed.stores.kube.access import Access
-from tweed.wire.gojson import shown
 
 REQUEST_S = 30.0
 CONNECT_S = 10.0
 # A Node has some ten kilobytes, of which we keep a few hundred bytes; etcd takes no object above 1.5 MiB.
 LINE_MAX = 4 << 20
 RETRY_AFTER_MAX_S = 60.0
+SAID_MAX = 300  # characters
 
 MERGE = "application/merge-patch+json"
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
@@ -59,7 +59,7 @@ class KubeApi:
         async with self._open(method, path, query or {}, data, kind, aiohttp.ClientTimeout(total=REQUEST_S, sock_connect=CONNECT_S)) as response:
             return await response.read()
 
-    async def lines(self, path: str, query: Mapping[str, str], silence_s: float) -> AsyncIterator[list[bytes]]:
+    async def lines(self, path: str, query: Mapping[str, str], silence_s: float) -> AsyncGenerator[list[bytes], None]:
         """Whole lines of an endless answer, as many at once as have come. StoreUnavailable when nothing comes for `silence_s`."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         async with self._open("GET", path, query, None, "", timeout) as response:
@@ -111,7 +111,7 @@ class KubeApi:
             said = msgspec.json.decode(body, type=Refusal).message
         except msgspec.DecodeError:
             said = ""
-        text = f"{self.access.server}: {status} {shown(said)[1:-1] if said else 'without a reason'}"
+        text = f"{self.access.server}: {status} {one_line(said) or 'without a reason'}"
         if retry_after.isdecimal():
             self.not_before = time.monotonic() + min(float(retry_after), RETRY_AFTER_MAX_S)
         match status:
@@ -129,6 +129,11 @@ class KubeApi:
                 return StoreUnavailable(text)
             case _:
                 return StoreError(text)
+
+
+def one_line(text: str) -> str:
+    """What a server says, for a person."""
+    return "".join(c if c.isprintable() else " " for c in text[:SAID_MAX])
 
 
 def _socket(info: tuple[Any, ...]) -> socket.socket:

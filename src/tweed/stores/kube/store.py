@@ -183,9 +183,10 @@ class KubeStore:
             query = {"watch": "1", "resourceVersion": str(start), "allowWatchBookmarks": "true", "timeoutSeconds": str(max(1, round(seconds)))}
             error = None
             try:
-                async for lines in self.api.lines(NODES, query, seconds + SILENCE_S):
-                    if events := reader.read(lines):
-                        yield events
+                async with contextlib.aclosing(self.api.lines(NODES, query, seconds + SILENCE_S)) as stream:
+                    async for lines in stream:
+                        if events := reader.read(lines):
+                            yield events
             except StoreUnavailable as broken:
                 error = broken
             # One that lived for a while is followed by the next. One that did not would be by another that does not, and so on.

@@ -12,9 +12,9 @@ from tweed.addr import Prefix
 from tweed.errors import Compacted, StoreError, StoreUnavailable
 from tweed.model import Junk, LeaseRecord, subnet_key
 from tweed.stores import Event, Given
-from tweed.stores.kube.api import Refusal
+from tweed.stores.kube.api import Refusal, one_line
 from tweed.wire import kubenode
-from tweed.wire.gojson import printable, shown
+from tweed.wire.gojson import printable
 from tweed.wire.kubenode import Names, Node, NodeStatus
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class Reader:
         told = decode(line, WatchEvent)
         if told.type == "ERROR":
             refusal = decode(told.object, Refusal)
-            text = f"the API server ended the watch: {refusal.code} {shown(refusal.message)[1:-1]}"
+            text = f"the API server ended the watch: {refusal.code} {one_line(refusal.message)}"
             raise Compacted(text) if refusal.code == 410 else StoreUnavailable(text)
         node = decode(told.object, Node)
         self.now.revision = revision_of(node.metadata.resource_version)
@@ -190,7 +190,7 @@ def decode(data: bytes | msgspec.Raw, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreError(f"the API server answered with something that is no {kind.__name__}: {shown(str(error))[1:-1]}") from None
+        raise StoreError(f"the API server answered with something that is no {kind.__name__}: {one_line(str(error))}") from None
 
 
 def revision_of(text: str) -> int:
