@@ -187,10 +187,10 @@ def sweep() -> None:
 
 
 class Agent:
-    """A real agent process in a node, on the store at `store`. Its log lines come through a pipe."""
+    """A real agent process in a node, on the SQLite file at `store`, or on what `more` says. Its log lines come through a pipe."""
 
-    def __init__(self, node: Node, store: Path, *more: str) -> None:
-        words = ["--store", f"sqlite://{store}", "--node-name", f"agent{node.number}", "--iface", "ens33"]
+    def __init__(self, node: Node, store: Path | None, *more: str) -> None:
+        words = ["--node-name", f"agent{node.number}", "--iface", "ens33", *(["--store", f"sqlite://{store}"] if store is not None else [])]
         for flag, path in (("run-dir", "run"), ("state-dir", "state"), ("subnet-file", "subnet.env")):
             words += [f"--{flag}", str(node.directory / path)]
         command = ["nsenter", f"--net={netns.DIRECTORY}/{node.name}", sys.executable, "-m", "tweed", "agent", *words, *more]
@@ -243,7 +243,7 @@ class Agent:
 
 
 @contextlib.contextmanager
-def agent(node: Node, store: Path, *more: str) -> Iterator[Agent]:
+def agent(node: Node, store: Path | None, *more: str) -> Iterator[Agent]:
     """`more`: further flags of `tweed agent`."""
     started = Agent(node, store, *more)
     try:

@@ -48,6 +48,8 @@ from tweed.wire.flannel import Network, device_name, parse_network
 T = TypeVar("T")
 
 RETRY_S = (1.0, 60.0)
+# After a change of leases, others that follow so closely are programmed together: a pass for each of thousands takes longer than they do.
+GATHER_S = 0.01
 
 
 class StartOver(Exception):
@@ -357,7 +359,9 @@ class Agent:
                 raise StartOver(why)
             if reasons and not self.paused:
                 await self._pass(reasons)
-                if reasons != {"lease"}:
+                if reasons == {"lease"}:
+                    await asyncio.sleep(GATHER_S)
+                else:
                     await self._rest(min(3 * self.report.duration_s, 5.0))
 
     async def _rest(self, seconds: float) -> None:
@@ -367,6 +371,7 @@ class Agent:
             if "lease" in self.reasons and not self.paused:
                 self.reasons.discard("lease")
                 await self._pass({"lease"})
+                await asyncio.sleep(GATHER_S)
                 continue
             self.wake.clear()
             with contextlib.suppress(TimeoutError):
