@@ -27,6 +27,7 @@ from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
 from tweed.agent.ears import Ears
 from tweed.agent.exclusive import Exclusive
 from tweed.agent.firewall import Firewall
+from tweed.agent.leftovers import Leftovers, as_problem
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
@@ -40,6 +41,7 @@ from tweed.model import Endpoint, Lease, Owner, Vtep
 from tweed.plan.attachment import BRIDGE, NodeNetwork
 from tweed.plan.device import wanted_vteps
 from tweed.plan.docker import pods_subnet
+from tweed.plan.flannel_rules import stray_routes
 from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import NoUnderlay, Underlay
 from tweed.stores import Given, LeaseStore, open_store
@@ -445,7 +447,7 @@ class Agent:
         if settled and reasons == {"lease"}:
             report = self.dataplane.change(self.screened.peers, self.screening.changed)
             self.ears.expect(report.changes)
-            return msgspec.structs.replace(report, shadows=self.report.shadows)
+            return msgspec.structs.replace(report, shadows=self.report.shadows, foreign=self.report.foreign)
         self._follow_underlay()
         self.bridge_problems = self.site.bridge_problems(tuple(endpoint.subnet for endpoint in self.membership.own.lease.endpoints), self._pod_bridges)
         self.dataplane.vteps = self.wanted_vteps()
@@ -560,10 +562,20 @@ class Agent:
         details = f"when it was last heard of, the agent of {self.owner.node} (pid {os.getpid()}) {state}"
         self.spool.tell(f"the tweed agent of this node does not run; {details}", "start tweed agent again; its log says why it ended")
 
+    def leftovers(self) -> Leftovers:
+        """What a flanneld left here, as the last pass saw it."""
+        if self.network is None or not self.report.foreign:
+            return self.firewall.leftovers
+        lengths = {span.network: span.subnet_len for family in (4, 6) if (span := self.network.range(family)) is not None}
+        peers = {e.subnet for lease in self.dataplane.peers.values() for e in lease.endpoints}
+        own = [e.subnet for e in self.lease().endpoints]
+        return msgspec.structs.replace(self.firewall.leftovers, routes=tuple(stray_routes(self.report.foreign, lengths, peers, own)))
+
     def all_problems(self) -> list[Problem]:
         found = [*self.problems.values(), *self.bridge_problems, *self.firewall.problems, *self.screened.problems]
         if self.underlay is not None and self.underlay.doubt:
             found.append(Problem("shared-address", self.underlay.device, self.underlay.doubt))
+        found += as_problem(self.leftovers())
         found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
         found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
         if self.membership is not None and self.membership.fenced:

@@ -143,14 +143,17 @@ def _lease(request: Request, v4: Endpoint | None, v6: Endpoint | None, records: 
     for name, endpoint, public, cluster in (("v4", v4, request.public_ip, network.network), ("v6", v6, request.public_ip6, network.network6)):
         if endpoint is not None and cluster is not None:
             others = other_macs(records, own_key, endpoint.subnet.family)
-            parts[name] = Endpoint(endpoint.subnet, public, _mac(cluster, network.vni, endpoint, others), network.vni)
+            # The device's MAC belongs to the subnet that it serves, whoever made it: to change it would flush its neighbours.
+            local = request.local_macs.get(endpoint.subnet.family) if endpoint.subnet in request.previous.subnets else None
+            parts[name] = Endpoint(endpoint.subnet, public, _mac(cluster, network.vni, endpoint, local, others), network.vni)
     return Lease(**parts, backend=network.backend)
 
 
-def _mac(cluster: Prefix, vni: int, endpoint: Endpoint, others: set[bytes]) -> bytes:
-    """The MAC that the lease has, unless somebody else has it too; else the derived one, or the next derived one."""
-    if endpoint.mac is not None and is_unicast_mac(endpoint.mac) and endpoint.mac not in others:
-        return endpoint.mac
+def _mac(cluster: Prefix, vni: int, endpoint: Endpoint, local: bytes | None, others: set[bytes]) -> bytes:
+    """The MAC that the lease has, else the one that its device has, unless somebody else has it too; else the derived one, or the next derived one."""
+    for known in (endpoint.mac, local):
+        if known is not None and is_unicast_mac(known) and known not in others:
+            return known
     attempt = 0
     while (mac := vtep_mac(cluster, vni, endpoint.subnet, attempt)) in others:
         attempt += 1

@@ -13,6 +13,7 @@ from tweed.agent import files
 from tweed.agent.attachments import Attachments
 from tweed.agent.client import AgentError, call
 from tweed.agent.firewall import undo_firewall
+from tweed.agent.handover import hand_over
 from tweed.agent.main import lock
 from tweed.agent.spool import Spool
 from tweed.config import Settings
@@ -21,6 +22,7 @@ from tweed.kernel import links, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import PROTOCOL, Change, Endpoint, Lease, LeaseRecord
 from tweed.stores import LeaseStore, open_store
+from tweed.wire.flannel import Network, parse_network
 
 STOP_S = 10.0
 
@@ -55,9 +57,53 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
             if Path(text).is_file():
                 Path(text).unlink()
                 yield f"removed {text}"
-        for path in (notes.path, settings.state_dir / "attachments.json", settings.socket, settings.cni_socket):  # the socket of an agent that was killed
-            path.unlink(missing_ok=True)
-        Spool(settings.run_dir).remove()
+        _forget(settings, notes)
+    _leave(settings)
+
+
+def give_back(settings: Settings) -> Iterator[str]:
+    """Leave the node to a flanneld that is about to start: with its device, addresses, rows, rules and lease, and nothing of tweed's beside them.
+
+    Yields a line per thing that was done. Raises TweedError when an agent still runs, the store does not answer or the kernel refuses.
+    """
+    if not (settings.state_dir / "notes.json").exists():
+        return
+    network = _network(settings)
+    yield from _end_agent(settings)
+    with lock(settings), Netlink() as netlink:
+        notes = files.Notes(settings.state_dir / "notes.json")
+        attached = len(Attachments(settings.state_dir / "attachments.json", netlink).list())
+        yield from hand_over(settings, notes, netlink, network)
+        for name in notes.noted.devices:
+            yield f"left {name} as it is"
+        if attached:
+            yield f"left {attached} containers attached"
+        _forget(settings, notes)
+    _leave(settings)
+
+
+def _network(settings: Settings) -> Network:
+    async def use(store: LeaseStore) -> str | None:
+        try:
+            return await store.config()
+        finally:
+            await store.close()
+
+    there = settings.store_file is None or settings.store_file.exists()
+    text = asyncio.run(use(open_store(settings))) if there else None
+    if text is None:
+        raise TweedError(f"no network configuration in {settings.store}: name the store that the agent used with --store")
+    return parse_network(text)
+
+
+def _forget(settings: Settings, notes: files.Notes) -> None:
+    """Our files, while the lock is held."""
+    for path in (notes.path, settings.state_dir / "attachments.json", settings.socket, settings.cni_socket):  # the socket of an agent that was killed
+        path.unlink(missing_ok=True)
+    Spool(settings.run_dir).remove()
+
+
+def _leave(settings: Settings) -> None:
     (settings.run_dir / "agent.lock").unlink(missing_ok=True)
     for directory in (settings.run_dir, settings.state_dir):
         with contextlib.suppress(OSError):  # somebody else's files are in it

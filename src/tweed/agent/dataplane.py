@@ -27,13 +27,17 @@ LOG_ROWS = 40  # rows that one pass logs by name
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What one pass did. `changes` without what the kernel refused; `device_failures` are by device name, in the kernel's words."""
+    """What one pass did. `changes` without what the kernel refused; `device_failures` are by device name, in the kernel's words.
+
+    `foreign`: other people's routes inside the cluster networks.
+    """
 
     steps: tuple[DeviceStep, ...] = ()
     changes: Changes = ()
     failures: tuple[Failure, ...] = ()
     device_failures: dict[str, str] = msgspec.field(default_factory=dict)
     shadows: tuple[Shadow, ...] = ()
+    foreign: tuple[Route, ...] = ()
     duration_s: float = 0.0
     cpu_s: float = 0.0
 
@@ -72,7 +76,9 @@ class Dataplane:
         if any(change.op == "delete" for change in changes):
             changes = confirmed(changes, diff(want, self._have(usable).ours))
         done, failures = self._apply(changes, found.ours)
-        report = Report(steps, done, failures, broken, tuple(shadows(found.foreign, want.routes)), time.monotonic() - started, time.process_time() - cpu)
+        report = Report(
+            steps, done, failures, broken, tuple(shadows(found.foreign, want.routes)), found.foreign, time.monotonic() - started, time.process_time() - cpu
+        )
         _say(report)
         return report
 
@@ -84,7 +90,7 @@ class Dataplane:
         have = lease_rows([before[key] for key in differ if key in before], self.devices)
         changes = self._without_harm(diff(lease_rows([peers[key] for key in differ if key in peers], self.devices), have))
         done, failures = self._apply(changes, have)
-        report = Report((), done, failures, {}, (), time.monotonic() - started, time.process_time() - cpu)
+        report = Report((), done, failures, {}, (), (), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
         return report
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from tweed.agent.files import Notes
+from tweed.agent.leftovers import Leftovers, firewall_leftovers
 from tweed.agent.log import log
 from tweed.config import Settings
 from tweed.errors import KernelError
@@ -58,9 +59,11 @@ class Firewall:
         self.netlink = Netlink()
         self.failures: dict[str, str] = {}
         self.problems: tuple[Problem, ...] = ()
+        self.leftovers = Leftovers()
         self.forwarding = "not looked at yet"
         self._nft = nft.Nft()
         self._seen: tuple[int, Wish] | None = None
+        self._looked_at: int | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="firewall")
 
     def close(self) -> None:
@@ -90,14 +93,24 @@ class Firewall:
         try:
             if not self._unchanged(want):
                 now = (nft.generation(), want)
-                self._seen = now if not self._masquerade(want) and not self._open(want) else None
+                changed = [self._masquerade(want), self._open(want)]
+                self._seen = None if any(changed) else now
         except KernelError as error:
             if want.tables:
                 failures["masquerade"] = str(error)
             else:  # nobody asked for nftables: not being able to look is worth a word, not an alarm
                 self.problems = (Problem("forward-rules", "nftables", f"cannot tell whether anything drops forwarded traffic: {error}"),)
         self.failures = failures
+        self._look_for_flannel()
         return not failures
+
+    def _look_for_flannel(self) -> None:
+        try:
+            number = nft.generation()
+            if number != self._looked_at or iptables.legacy_in_use():
+                self.leftovers, self._looked_at = firewall_leftovers(self._nft), number
+        except KernelError:  # said already by those whose rules could not be looked at
+            self.leftovers, self._looked_at = Leftovers(), None
 
     def _unchanged(self, want: Wish) -> bool:
         """True when nothing was written to nftables since a look found all right; the old iptables have no such number."""
@@ -185,11 +198,16 @@ def default_routes(netlink: Netlink) -> list[Route]:
 def undo_firewall(notes: Notes) -> Iterator[str]:
     """Remove our nft tables and iptables rules, and put noted sysctls back."""
     with nft.Nft() as handle:
-        for vni in notes.noted.nft_vnis:
-            yield from nft.remove(handle, vni)
-        for vni in notes.noted.iptables_vnis:
-            edits = removal(iptables.read(nft.forward_listing(handle)), vni)
-            iptables.apply(edits)
-            yield from (str(edit) for edit in edits)
+        yield from undo_rules(notes, handle)
     for write in sysctl.restore(notes.noted.sysctls):
         yield str(write)
+
+
+def undo_rules(notes: Notes, handle: nft.Nft) -> Iterator[str]:
+    """Remove our nft tables and iptables rules."""
+    for vni in notes.noted.nft_vnis:
+        yield from nft.remove(handle, vni)
+    for vni in notes.noted.iptables_vnis:
+        edits = removal(iptables.read(nft.forward_listing(handle)), vni)
+        iptables.apply(edits)
+        yield from (str(edit) for edit in edits)

@@ -10,24 +10,36 @@ import click
 
 from tweed.commands.common import agent_flags
 from tweed.config import load
+from tweed.errors import UsageError
 
 
 # No -h: it would take the agent's -healthz-port for help.
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.option("--keep-lease", is_flag=True, help="Leave this node's lease in the store.")
+@click.option("--flannel", is_flag=True, help="Remove what a flanneld left behind, and nothing of tweed's; the agent may run.")
+@click.option("--to-flannel", is_flag=True, help="Leave the node to flanneld: its device, rows, rules and lease stay, and no packet is lost.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def cleanup(keep_lease: bool, words: tuple[str, ...]) -> None:
+def cleanup(keep_lease: bool, flannel: bool, to_flannel: bool, words: tuple[str, ...]) -> None:
     """Remove everything tweed ever made on this node and nothing else, and release its lease.
 
     A running agent is told to end first. WORDS: the agent's own flags (--run-dir, --state-dir, --store …) where it was given any;
     those of a lab's node are known.
     """
-    from tweed.agent.cleanup import clean
+    from tweed.agent.cleanup import clean, give_back
+    from tweed.agent.leftovers import remove_leftovers
 
+    if keep_lease + flannel + to_flannel > 1:
+        raise UsageError("--keep-lease, --flannel and --to-flannel: use one of them; --to-flannel keeps the lease")
     settings, _ = load([*agent_flags(), *words], os.environ, socket.gethostname())
+    if flannel:
+        lines, nothing = remove_leftovers(settings), "nothing of flanneld's was found on this node"
+    elif to_flannel:
+        lines, nothing = give_back(settings), "nothing of tweed's was found on this node"
+    else:
+        lines, nothing = clean(settings, keep_lease=keep_lease), "nothing of tweed's was found on this node"
     found = False
-    for line in clean(settings, keep_lease=keep_lease):
+    for line in lines:
         found = True
         click.echo(line)
     if not found:
-        print("nothing of tweed's was found on this node", file=sys.stderr)
+        print(nothing, file=sys.stderr)

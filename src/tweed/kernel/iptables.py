@@ -1,4 +1,4 @@
-"""iptables' filter table, through iptables' own programs: rules written by raw nft into tables of iptables-nft confuse it.
+"""iptables, through iptables' own programs: rules written by raw nft into tables of iptables-nft confuse it.
 
 There may be two of them in one kernel, both in force: iptables-nft (Debian's `iptables`) and the legacy tables.
 """
@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from tweed.errors import KernelError
-from tweed.kernel.nft import find_program
+from tweed.kernel.nft import Nft, find_program
+from tweed.plan import flannel_rules
 from tweed.plan.forward_rules import ADDRESS_WORD, FORWARD, Edit, Saved
 from tweed.plan.nft import Object
 from tweed.plan.nft_chains import BaseChain, forward_hooks, made_by_iptables
@@ -37,23 +38,46 @@ def read(listing: Iterable[Object]) -> list[Saved]:
     for family, word in ADDRESS_WORD.items():
         if BaseChain(word, "filter", FORWARD) in hooks:
             found.append(_saved(family, legacy=False, exact=made_by_iptables(listing, word, "filter")))
-        if _has_legacy_filter(family):
+        if "filter" in _legacy_tables(family):
             found.append(_saved(family, legacy=True, exact=True))
     return [one for one in found if one is not None]
 
 
 def apply(edits: Sequence[Edit]) -> None:
-    """Make all edits of each program in one transaction. Raises KernelError; then nothing of that program's was changed."""
-    for program in dict.fromkeys(edit.program for edit in edits):
-        lines = "".join(f"{edit.line}\n" for edit in edits if edit.program == program)
-        _run([f"{program}-restore", "--noflush", "--wait", str(WAIT_S)], f"*filter\n{lines}COMMIT\n")
+    """Make all edits of each program and table in one transaction. Raises KernelError; then nothing of that table's was changed."""
+    for program, table in dict.fromkeys((edit.program, edit.table) for edit in edits):
+        lines = "".join(f"{edit.line}\n" for edit in edits if (edit.program, edit.table) == (program, table))
+        _run([f"{program}-restore", "--noflush", "--wait", str(WAIT_S)], f"*{table}\n{lines}COMMIT\n")
 
 
-def _has_legacy_filter(family: int) -> bool:
+def flannels_rules(nft: Nft) -> tuple[Edit, ...]:
+    """What takes flanneld's chains out again, wherever they stand; empty where there are none. Raises KernelError."""
+    chains = nft.objects("list chains")
+    found: list[Edit] = []
+    for family, word in ADDRESS_WORD.items():
+        kinds = [False] * flannel_rules.has_chains(chains, word) + [True] * bool(_legacy_tables(family))
+        for program in [program for legacy in kinds if (program := _program(family, legacy)) is not None]:
+            found += flannel_rules.removal(program, _run([f"{program}-save"]))
+    return tuple(found)
+
+
+def legacy_in_use() -> bool:
+    """Whether the old tables exist here: nftables' generation says nothing of them."""
+    return any(_legacy_tables(family) for family in LEGACY_TABLES)
+
+
+def usual(family: int) -> str:
+    """The program that flanneld runs. Raises KernelError where it is not installed."""
+    if find_program(f"{NAME[family]}-restore") is None:
+        raise KernelError(NAME[family], errno.ENOENT, "is not installed (apt-get install iptables)")
+    return NAME[family]
+
+
+def _legacy_tables(family: int) -> list[str]:
     try:
-        return "filter" in LEGACY_TABLES[family].read_text().split()
+        return LEGACY_TABLES[family].read_text().split()
     except FileNotFoundError:
-        return False
+        return []
 
 
 def _saved(family: int, legacy: bool, exact: bool) -> Saved | None:

@@ -122,6 +122,7 @@ def _unchangeable(want: Vtep, have: Link) -> str:
     """The attribute that only a new device can have, "" when there is none.
 
     `udpcsum` is not among them: a receiver takes IPv4 packets with and without it. IPv6 without is dropped by default.
+    Nor is `l2miss`, which old flannelds set: it only makes the kernel tell listeners of its own host.
     """
     vxlan = have.vxlan
     assert vxlan is not None
@@ -131,7 +132,6 @@ def _unchangeable(want: Vtep, have: Link) -> str:
         ("gbp", vxlan.gbp, want.gbp),
         ("group", vxlan.group is not None, False),
         ("external", vxlan.collect_metadata, False),
-        ("l2miss", vxlan.l2miss, False),
         ("udp6zerocsumtx", want.family == 6 and vxlan.udp6_zero_csum_tx, False),
     ):
         if is_now != should:

@@ -23,6 +23,8 @@ from tweed.plan.iptables_chains import Filter
 from tweed.plan.nft_chains import BaseChain, Object
 
 COMMENT = "tweed forward"
+# flanneld's, on its chain FLANNEL-FWD and on the jump to it.
+FLANNEL_COMMENT = "flanneld forward"
 FORWARD = "FORWARD"
 # Docker's place for everybody else's rules (docs.docker.com, "Docker and iptables").
 DOCKER_USER = "DOCKER-USER"
@@ -61,13 +63,14 @@ class Saved(msgspec.Struct, frozen=True):
 
 
 class Edit(msgspec.Struct, frozen=True):
-    """One rule put in or taken out. Prints as the command; all edits of a program are made in one transaction."""
+    """One rule put in or taken out. Prints as the command; all edits of a program and table are made in one transaction."""
 
     program: str
     line: str
+    table: str = "filter"
 
     def __str__(self) -> str:
-        return f"{self.program} -w {self.line}"
+        return f"{self.program} -w {'' if self.table == 'filter' else f'-t {self.table} '}{self.line}"
 
 
 class Obstacle(msgspec.Struct, frozen=True):
@@ -130,7 +133,8 @@ def removal(saved: Iterable[Saved], vni: int) -> tuple[Edit, ...]:
 
 
 def _iptables(saved: Saved, overlays: Sequence[Overlay], tag: str) -> tuple[list[Edit], list[Obstacle]]:
-    have = iptables_chains.parse(saved.text)
+    whole = iptables_chains.parse(saved.text)
+    have = whole.without(FLANNEL_COMMENT)  # a flanneld that has left opens nothing for long: tweed cleanup --flannel must not close the chain
     bare = want = have.without(tag)
     edits: list[Edit] = []
     obstacles: list[Obstacle] = []
@@ -141,8 +145,9 @@ def _iptables(saved: Saved, overlays: Sequence[Overlay], tag: str) -> tuple[list
         place = _place(want, overlay, drops, lines) if any(drop.share is Share.ALL for drop in drops) else None
         if place is not None:
             chain, position = place
+            number = 1 + position + _flannels(whole.without(tag).rules[chain], position)
             want = want.inserted(chain, position, lines)
-            edits += [Edit(saved.program, f"-I {chain} {position + 1 + n} {line}") for n, line in enumerate(lines)]
+            edits += [Edit(saved.program, f"-I {chain} {number + n} {line}") for n, line in enumerate(lines)]
             opened.append((overlay, drops))
         elif drops:
             network = overlay.network.network
@@ -152,6 +157,19 @@ def _iptables(saved: Saved, overlays: Sequence[Overlay], tag: str) -> tuple[list
     # Where exactly they stand does not matter while they have their effect: others who want the head may have it.
     in_place = _tagged(have, tag) == _tagged(want, tag) and all(_opens(have, overlay, drops) for overlay, drops in opened)
     return [] if in_place else [*_deletions(saved.program, have, tag), *edits], obstacles
+
+
+def _flannels(rules: Sequence[str], position: int) -> int:
+    """How many of flanneld's rules stand among the first `position` rules of others."""
+    found = 0
+    for rule in rules:
+        if position == 0:
+            break
+        if iptables_chains.has_comment(rule, FLANNEL_COMMENT):
+            found += 1
+        else:
+            position -= 1
+    return found
 
 
 def _tagged(table: Filter, tag: str) -> dict[str, list[str]]:
