@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,17 +20,24 @@ from tweed.trace import snapshot as s
 from tweed.trace.parse import commands, links, neighbours, routes
 from tweed.trace.parse.nodes import Table, build
 from tweed.trace.parse.parsers import PARSE, PARSE_JSON, UNREADABLE, elements_of, json_kind
-from tweed.trace.parse.words import MAC, Where, looks_like_address
+from tweed.trace.parse.words import MAC, Where, Words, looks_like_address
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COMMENT = re.compile(r"(?:^|\s+)(?://|#).*")
+# What people write behind a row without marking it: words that are not ASCII, arrows, parentheses.
+NOTE = re.compile(r"\s+(?:[^\x00-\x7f]|<[-=]|[-=]+>|--|\().*")
+QUOTED = re.compile(r"(?:\s*>)+\s?|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\s+")  # of a mail or of a log
+HOST_BEFORE = re.compile(r"(?:\[([A-Za-z][\w.-]*)\]|([A-Za-z][\w.-]*)\s*[:|])(?=\s)")  # of pdsh, of compose
+BULLET = re.compile(r"(?:[-*+•]|\d+[.)、])\s+(?=\S)")
+ONE_LINE_ADDRESS = re.compile(r"\d+:\s+(\S+)\s+(inet6?\s.*)")  # of `ip -o addr`
+OLD_ROUTE = re.compile(r"(default|[\d.]+)\s+(\S+)\s+(\d+(?:\.\d+){3})\s+([UGHRDMAC!]+)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\S+)")  # route -n, netstat -rn
 RULE = re.compile(r"\d+:\s+(?:not\s+)?(?:from|to|iif|fwmark)\s.*")
 NFT = re.compile(r"table (?:ip|ip6|inet|bridge|arp|netdev) \S+ \{.*")
 SOCKET = re.compile(r"(?:udp6?\s+)?(?:UNCONN|ESTAB)\s+\d+\s+\d+\s.*|udp6?\s+\d+\s+\d+\s.*")
 SOCKET_HEADER = re.compile(r"(?:Netid\s+)?State\s+Recv-Q.*|Active Internet connections.*|Proto\s+Recv-Q.*")
 # First words of an indented line that belongs to the device above it.
 LINK_MORE = re.compile(
-    r"(?:link/|inet6?\s|valid_lft|vxlan\s|veth\b|bridge|tun\s|alias|altname|vlan\s|bond|ipip|wireguard|geneve|dummy|macvlan|ipvlan|RX|TX|vf\s|\d+\s|hairpin|numtx).*"
+    r"(?:link/|inet6?\s|valid_lft|vxlan\s|veth\b|bridge|tun\b|alias|altname|vlan\s|bond|ipip|wireguard|geneve|dummy|macvlan|ipvlan|RX|TX|vf\s|\d+\s|hairpin|numtx).*"
 )
 ROW_WORDS = routes.KEYWORDS | {"lladdr", "self", "master", "vlan", "dst", "permanent", "static", "lookup"} | neighbours.NUD
 LARGEST = 256 << 20
@@ -106,6 +114,7 @@ class Reader:
         self.table: Table | None = None
         self.pending: Pending | None = None
         self.nft_depth = 0
+        self.prefix = ""
         if len(source.data) > LARGEST:
             self.unread.append(s.Unread(source=f"{source.name}:1", text="", why=f"it has more than {LARGEST >> 20} MiB"))
             return
@@ -120,6 +129,9 @@ class Reader:
     def line(self, lines: list[str], at: int) -> int:
         """Take the line at an index; returns the index of the next."""
         line = lines[at].replace("\t", "    ").replace("\u00a0", " ").rstrip()
+        if (quoted := QUOTED.match(line)) is not None:
+            line = line[quoted.end() :]
+        line = self.without_host(line)
         text = line.strip()
         number = at + 1
         if self.nft_depth or NFT.fullmatch(text):
@@ -132,12 +144,30 @@ class Reader:
         if (found := commands.command(line)) is not None:
             self.take_command(found, number)
             return at + 1
+        if self.one_line(line, number):
+            return at + 1
         row = COMMENT.sub("", line, count=1).replace("\\", " ").rstrip()
         if row.strip():
             self.take_row(row, line, number)
         else:
             self.take_prose(text, number)
         return at + 1
+
+    def without_host(self, line: str) -> str:
+        """A line behind its node's name (`node1: default via ...`): the name counts when what is behind it is a command or a row."""
+        if self.prefix and line.startswith(self.prefix):
+            return line.removeprefix(self.prefix).removeprefix(" ")
+        if (matched := HOST_BEFORE.match(line)) is None:
+            return line
+        rest = line[matched.end() :].removeprefix(" ")
+        text = rest.strip()
+        if not text or (commands.command(rest) is None and self.shape(text) is None):
+            return line
+        self.finish()
+        self.prefix, self.command, self.table = matched[0], None, None
+        if self.given is None:
+            self.node = self.host = (matched[1] or matched[2]).partition(".")[0]
+        return rest
 
     def take_command(self, found: commands.Command, number: int) -> None:
         self.finish()
@@ -164,10 +194,16 @@ class Reader:
             self.pending.lines.append(row.strip() if not self.pending.device else row)
             return
         kind = self.shape(text)
+        if kind is None and (bullet := BULLET.match(text)) is not None and (kind := self.shape(text[bullet.end() :])) is not None:
+            row = text = text[bullet.end() :]
+        if kind in ("route", "neighbour", "fdb", "rule"):
+            text = NOTE.sub("", text)
         if kind is None:
             if SOCKET_HEADER.fullmatch(text):
                 self.finish()
-            elif suspicious(text) or (self.table is not None and self.table.shown.command and text.isascii() and not self.table.rows and self.pending is None):
+            elif (suspicious(text) and (self.command is None or self.command.shown is not None)) or (
+                self.table is not None and self.table.shown.command and text.isascii() and not self.table.rows and self.pending is None
+            ):
                 self.finish()
                 table = self.command.text if self.command else "any table"
                 self.unread.append(s.Unread(source=f"{self.name}:{number}", text=line.strip(), why=f"it is no row of {table}"))
@@ -176,6 +212,34 @@ class Reader:
             return
         self.finish()
         self.pending = Pending(kind, number, [row if kind in ("link", "address") else text], kind in ("link", "address", "port"))
+
+    def one_line(self, line: str, number: int) -> bool:
+        """`ip -o`: a device in one line, its parts divided by backslashes; an address behind its device's name; and `route -n`."""
+        text = line.strip()
+        if links.HEADER.fullmatch(text.partition("\\")[0].strip()) is not None and "\\" in text:
+            head, *rest = text.split("\\")
+            self.finish()
+            self.pending = Pending("link", number, [head, *(f"    {part.strip()}" for part in rest)], True)
+            self.finish()
+            return True
+        if (matched := ONE_LINE_ADDRESS.fullmatch(text.partition("\\")[0].strip())) is not None:
+            self.finish()
+            self.add("address", number, text, partial(address_of, matched[1], matched[2]))
+            return True
+        if (matched := OLD_ROUTE.fullmatch(text)) is not None and (self.table is None or self.table.shown.table == "route"):
+            self.finish()
+            self.add("route", number, text, partial(old_route, matched))
+            return True
+        return False
+
+    def add(self, kind: s.Table, number: int, text: str, parse: Callable[[Where], list[s.Row]]) -> None:
+        """The rows of one line."""
+        table = self.table_of(kind, number)
+        where = self.where(table, f"{self.name}:{number}", text)
+        try:
+            table.rows += parse(where)
+        except UNREADABLE as error:
+            self.unread.append(s.Unread(source=where.source, text=text, why=reason(error)))
 
     def take_prose(self, text: str, number: int) -> None:
         self.prose.append(s.EvidenceRow(source=f"{self.name}:{number}", text=text))
@@ -232,12 +296,7 @@ class Reader:
         joined = "\n".join(pending.lines) if pending.device or pending.kind == "route" else " ".join(pending.lines)
         if pending.kind == "route":
             joined = join_wrapped(pending.lines)
-        table = self.table_of(pending.kind, pending.number)
-        where = self.where(table, f"{self.name}:{pending.number}", joined)
-        try:
-            table.rows += PARSE[pending.kind](where)
-        except UNREADABLE as error:
-            self.unread.append(s.Unread(source=where.source, text=joined, why=reason(error)))
+        self.add(pending.kind, pending.number, joined, PARSE[pending.kind])
 
     def where(self, table: Table, source: str, text: str) -> Where:
         shown, command = table.shown, self.command
@@ -311,6 +370,14 @@ class Reader:
         # A namespace inside a node of which there are no tables is a node: somebody keeps his nodes in namespaces.
         built = [build(name, tables) for name, tables in nodes.items()]
         return s.Snapshot(nodes=tuple(node for node in built if len(node) or node.shown), prose=tuple(self.prose), unread=tuple(self.unread))
+
+
+def address_of(device: str, words: str, where: Where) -> list[s.Row]:
+    return [links.address(Words(words), where.at, device)]
+
+
+def old_route(matched: re.Match[str], where: Where) -> list[s.Row]:
+    return [routes.old_route(matched, where)]
 
 
 def completes(last: str, first: str) -> bool:

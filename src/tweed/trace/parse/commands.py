@@ -19,6 +19,8 @@ HOST = r"(?P<host>[A-Za-z0-9][\w.-]*)"
 PROMPTS = [
     re.compile(rf"\[\S+@{HOST}[^\]]*\]\s?[#$%](?:\s+|$)(?P<rest>.*)"),
     re.compile(rf"(?:\([^)]*\)\s*)?[\w.-]+@{HOST}(?::[^#$%\s]*|\s\S+)?\s?[#$%>](?:\s+|$)(?P<rest>.*)"),
+    re.compile(rf"{HOST}:[~/][^#$%\s]*\s?[#$%>](?:\s+|$)(?P<rest>.*)"),
+    re.compile(r"(?:(?:[bkz]?a?sh|csh)-[\d.]+|[~/]\S*\s)[#$%](?:\s+|$)(?P<rest>.*)"),  # `sh-4.2# `, `/ # `: nobody's name
     re.compile(rf"{HOST}[#>]\s+(?P<rest>(?:sudo |ip |bridge |ss |sysctl |nft ).*)"),
 ]
 # What people put before a command to mark it as one, or to make a heading of it.
@@ -58,7 +60,8 @@ def command(line: str) -> Command | None:
         if (matched := prompt.fullmatch(text)) is not None:
             found = parse(matched["rest"])
             found = found or Command(text=matched["rest"])
-            return msgspec.structs.replace(found, host=found.host or matched["host"].partition(".")[0])
+            host = matched.groupdict().get("host")
+            return msgspec.structs.replace(found, host=found.host or (host.partition(".")[0] if host else None))
     found = parse(MARKS.sub("", text).strip().rstrip("#:=`* "))
     return Command(text=text) if found is None and OTHER.fullmatch(text) else found
 

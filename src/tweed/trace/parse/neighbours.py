@@ -123,13 +123,13 @@ def socket(where: Where) -> SocketRow:
         raise ValueError("it has too few columns for ss -uln")
     local = words[2]
     host, _, port = local.rpartition(":")
-    host, _, device = host.strip("[]").partition("%")
+    host, _, device = host.replace("[", "").replace("]", "").partition("%")
     process = " ".join(words[4:]) or None
     return SocketRow(
         **where.at,
         port=number(port),
         address=None if host in ("*", "") else parse_address(host),
-        device=device.rstrip("]") or None,
+        device=device or None,
         process=process,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tweed.addr import Prefix, parse_address
@@ -43,6 +44,20 @@ def route(where: Where) -> RouteRow:
     if fields["type"] in ACTIONS or fields["type"] == "throw":
         made = ()
     return RouteRow(**where.at, dst=prefix(destination, family), hops=made, **{"table": where.table or "main", **fields})
+
+
+def old_route(matched: re.Match[str], where: Where) -> RouteRow:
+    """`10.244.1.0      10.244.1.1      255.255.255.0   UG    0      0        0 eth0`: `route -n`, and `netstat -rn` without metrics."""
+    dst, gateway, mask, flags, metric, *_, device = matched.groups()
+    bits = int.from_bytes(parse_address(mask), "big")
+    length = bits.bit_count()
+    if bits != (1 << 32) - (1 << (32 - length)):
+        raise ValueError(f"{mask} is no netmask")
+    network = Prefix(parse_address("0.0.0.0" if dst == "default" else dst), length)
+    hop = NextHop(device=device, gateway=parse_address(gateway) if "G" in flags else None)
+    return RouteRow(
+        **where.at, dst=network, hops=() if "!" in flags else (hop,), type="unreachable" if "!" in flags else "unicast", metric=number(metric) or None
+    )
 
 
 def known_addresses(fields: dict[str, Any], hops: list[dict[str, Any]]) -> list[bytes]:
