@@ -10,6 +10,7 @@ from tweed.trace.dump import node
 from tweed.trace.read import Source, read
 
 SETUP = """
+echo 1 > /proc/sys/net/ipv6/conf/default/addr_gen_mode  # link-local addresses would be tentative for a while
 ip link add cni0 type bridge
 ip link add veth0 type veth peer name veth1
 ip link set veth0 master cni0
@@ -36,6 +37,13 @@ ip route add 10.5.0.0/16 tos 0x10 via 192.168.2.1
 ip route add 10.6.0.0/16 encap ip id 9 dst 192.168.2.5 dev x0
 ip nexthop add id 9 via 192.168.2.7 dev x0
 ip route add 10.7.0.0/16 nhid 9
+ip nexthop add id 8 via 10.9.0.2 dev x1
+ip nexthop add id 20 group 9,3/8
+ip nexthop add id 7 blackhole
+ip nexthop add id 30 via 192.168.2.203 fdb
+ip nexthop add id 31 group 30 fdb
+ip route add 10.71.0.0/16 nhid 20
+bridge fdb add 86:22:66:41:77:06 dev flannel.1 nhid 31 self
 ip -6 route add fd00:8::/64 nexthop via fd00:2::5 dev x0 nexthop via fd00:2::6 dev x0 weight 2
 ip -6 route add unreachable fd00:7::/64
 ip -6 route add default via fd00:2::1:1 dev x0 metric 50
@@ -65,8 +73,9 @@ SHOW = (
     "ip neigh",
     "ip -6 neigh",
     "bridge fdb",
+    "ip nexthop",
 )
-TABLES = ("devices", "addresses", "ports", "rules", "routes", "neighbours", "fdb")
+TABLES = ("nexthops", "devices", "addresses", "ports", "rules", "routes", "neighbours", "fdb")
 
 
 def bare(rows):
@@ -74,6 +83,8 @@ def bare(rows):
     found = []
     for row in rows:
         row = msgspec.structs.replace(row, source="", text="")
+        if isinstance(row, s.AddressRow):
+            row = msgspec.structs.replace(row, flags=tuple(sorted(row.flags)))
         if isinstance(row, s.RouteRow):
             row = msgspec.structs.replace(row, hops=tuple(msgspec.structs.replace(hop, source=None, text=None) for hop in row.hops))
         found.append(row)
@@ -86,7 +97,7 @@ def as_text(made: s.Node) -> str:
     texts = {"ip -d link": devices, "ip -4 rule": lines(r for r in made.rules if r.family == 4), "ip -6 rule": lines(r for r in made.rules if r.family == 6)}
     for family in (4, 6):
         texts[f"ip -{family} route show table all"] = lines(r for r in made.routes if r.dst.family == family)
-    texts |= {"bridge link": lines(made.ports), "ip neigh": lines(made.neighbours), "bridge fdb": lines(made.fdb)}
+    texts |= {"bridge link": lines(made.ports), "ip neigh": lines(made.neighbours), "bridge fdb": lines(made.fdb), "ip nexthop": lines(made.nexthops)}
     texts |= {"ss -uln": lines(made.sockets), "sysctl -a": lines(made.sysctls), "nft list ruleset": lines(made.nft)}
     return "".join(f"$ {command}\n{text}\n" for command, text in texts.items())
 
@@ -108,6 +119,16 @@ def test_what_netlink_tells_is_what_iproute2_prints(furnished):
     assert pasted.unread == ()
     for table in TABLES:
         assert bare(getattr(made, table)) == bare(getattr(pasted.nodes[0], table)), table
+
+
+def test_what_netlink_tells_is_what_iproute2_prints_as_json(furnished):
+    made = node("n", furnished.fd)
+    commands = ("ip -d -j addr", *(f"ip -j -{f} {t}" for f in (4, 6) for t in ("rule", "route show table all", "neigh")), "bridge -j fdb", "ip -j nexthop")
+    pasted = read([Source("n", "dump.txt", "".join(f"$ {command}\n{furnished.run(command)}\n" for command in commands).encode())])
+    assert pasted.unread == ()
+    for table in TABLES:
+        if table != "ports":
+            assert bare(getattr(made, table)) == bare(getattr(pasted.nodes[0], table)), table
 
 
 def test_our_words_read_back_are_our_rows(furnished):

@@ -80,6 +80,8 @@ def compare(nl: Netlink, tables: Tables, asked: Asked) -> tuple[str, str] | None
             found = kernel.lookup_fdb(nl, asked.address, asked.device, vlan=port.vlan if port is not None else None, master=True)
             return port.device if port is not None else "none", found.device if found is not None else "none"
         found = kernel.lookup_fdb(nl, asked.address, asked.device)
+        if any(row.nexthop_id is not None for row in tables.fdb.get((asked.device, asked.address), ())):
+            return None
         hosts = [format_address(row.dst) for row in tables.fdb.get((asked.device, asked.address), ()) if row.dst is not None]
         host = format_address(found.dst) if found is not None and found.dst is not None else "none"
         return host if host in hosts else " ".join(hosts) or "none", host

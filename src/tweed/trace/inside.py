@@ -34,7 +34,7 @@ def from_container(path: Path, behind: Behind) -> None:
         return
     if direct:
         over_bridge(path, packet, device, path.dst)
-    else:
+    elif kind != "bridge" or bridged(path, packet, device, device):
         path.arrive(packet)
 
 
@@ -47,6 +47,7 @@ def port_of(tables: Tables, bridge: str, mac: bytes | None) -> s.FdbRow | None:
 def enter_bridge(path: Path, packet: Packet, bridge: str, row: s.FdbRow | None, port: str | None = None) -> bool:
     """By a port that the fdb or a veth names. False when it ends there."""
     name = port or (row.device if row is not None else None)
+    path.bridge_port = name or ""
     if name is None:
         path.step(packet, bridge, "enters-bridge-port-unknown", {"bridge": bridge})
     else:
@@ -64,6 +65,28 @@ def port_open(path: Path, packet: Packet, port: str) -> bool:
         path.fail(packet, port, "dropped", "bridge-port-blocked", params, quote(row), fix=fix)
         return False
     return path.is_up(packet, port)
+
+
+def bridged(path: Path, packet: Packet, bridge: str, port: str) -> bool:
+    """Whether a bridge passes it to a port (or to itself): by its VLANs, where it looks at them, and not between isolated ports."""
+    at = packet.at
+    before = path.bridge_port if packet.device == bridge and path.bridge_port else bridge
+    one, other = at.ports.get(before), at.ports.get(port)
+    if one is not None and other is not None and before != port and one.isolated and other.isolated:
+        fix = (Fix(at.name, f"bridge link set dev {port} isolated off"),)
+        path.fail(packet, port, "dropped", "bridge-port-isolated", {"port": port, "other": before}, quote(other), evidence=(quote(one),), fix=fix)
+        return False
+    if not filters_vlans(at, bridge) or not at.vlans:
+        return True
+    vlan = next((each.first for each in at.vlans.get(before, ()) if each.pvid), None)
+    for name in (before, port):
+        has = at.vlans.get(name, [])
+        if vlan is None or not any(each.first <= vlan <= each.last for each in has):
+            words = f"bridge vlan add dev {name} vid {vlan or 1}{' self' if name == bridge else ''} pvid untagged"
+            shown = quote(has[0]) if has else None
+            path.fail(packet, name, "dropped", "bridge-vlan", {"port": name, "vlan": str(vlan or "?")}, shown, fix=(Fix(at.name, words),))
+            return False
+    return True
 
 
 def over_bridge(path: Path, packet: Packet, bridge: str, target: bytes) -> None:
@@ -90,6 +113,8 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
         params = {"mac": name, "bridge": bridge, "port": port}
         asked = Asked("fdb", row.mac, bridge, master=True)
         path.step(packet, bridge, "bridge-port", params, quote(row), losers=losers, assumptions=told, hop=hop, asked=asked)
+        if not bridged(path, packet, bridge, port):
+            return
         if not port_open(path, packet, port):
             return
     else:
@@ -106,7 +131,7 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
         else:
             unknown = Said("bridge-port", {"address": format_address(target), "bridge": bridge})
             path.step(packet, bridge, "bridge-unknown", {"mac": name, "bridge": bridge}, hop=hop, unknowns=() if port else (unknown,))
-        if port and not port_open(path, packet, port):
+        if port and not (port_open(path, packet, port) and bridged(path, packet, bridge, port)):
             return
     into_container(path, packet, port or bridge, target, mac, owner, row is not None)
 
@@ -228,7 +253,8 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
             row = inside.neighbour(target, device)[0]
             path.fail(packet, packet.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None)
             return
-        path.arrive(packet)
+        if bridge is None or bridged(path, packet, bridge, bridge):
+            path.arrive(packet)
     elif bridge is not None:
         to_port(path, packet, bridge, target, mac)
     else:

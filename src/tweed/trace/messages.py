@@ -59,6 +59,10 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "ends-remote-unknown": ("goes to {address} by {device}; who that is, no table says", "从 {device} 发往 {address}；表中未说明那是谁"),
         "ends-source-elsewhere": ("no node of these tables has {address}", "这些表中没有任何节点拥有 {address}"),
         "ends-nexthop-object": ("the route's next hop is object {id}, which is not in the tables", "路由的下一跳是对象 {id}，表中没有它"),
+        "ends-encap": (
+            "{device} wraps it by the route's own encapsulation ({encap}), which is not followed here",
+            "{device} 按路由自带的封装（{encap}）封装，此处不再跟踪",
+        ),
         "ends-multicast": ("{device} sends it to the multicast group {group}", "{device} 将其发往组播组 {group}"),
     },
     "cause": {
@@ -110,6 +114,11 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "forwarding-off": ("{device} does not forward: {key} is 0", "{device} 不转发：{key} 为 0"),
         "bridge-port-blocked": ("bridge port {port} is {state}", "网桥端口 {port} 处于 {state}"),
         "bridge-port-missing": ("no port of bridge {bridge} leads to {address}", "网桥 {bridge} 没有通往 {address} 的端口"),
+        "bridge-port-isolated": (
+            "{port} and {other} are both isolated ports: a bridge passes nothing between them",
+            "{port} 与 {other} 都是隔离端口：网桥不在它们之间转发",
+        ),
+        "bridge-vlan": ("{port} is not in VLAN {vlan}: the bridge drops it", "{port} 不在 VLAN {vlan} 中：网桥将其丢弃"),
         "ttl-exceeded": ("the TTL runs out on the way to {dst}", "在到达 {dst} 之前 TTL 已耗尽"),
         "detour": ("arrives, by way of {node}", "绕经 {node} 到达"),
         "rule-diverts": (

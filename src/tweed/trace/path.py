@@ -67,6 +67,7 @@ class Path:
         self.rules_told: set[str] = set()
         self.flow = Flow(PROTOCOLS[probe.proto, probe.family], probe.sport, probe.dport)
         self.first_mtu: int | None = None
+        self.bridge_port = ""  # by which it came into the bridge that it is in
         self.source_device = ""  # of a container; a node has no one device that its own packets come from
 
     def step(

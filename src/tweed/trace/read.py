@@ -35,6 +35,9 @@ RULE = re.compile(r"\d+:\s+(?:not\s+)?(?:from|to|iif|fwmark)\s.*")
 NFT = re.compile(r"table (?:ip|ip6|inet|bridge|arp|netdev) \S+ \{.*")
 SOCKET = re.compile(r"(?:udp6?\s+)?(?:UNCONN|ESTAB)\s+\d+\s+\d+\s.*|udp6?\s+\d+\s+\d+\s.*")
 SOCKET_HEADER = re.compile(r"(?:Netid\s+)?State\s+Recv-Q.*|Active Internet connections.*|Proto\s+Recv-Q.*")
+NEXTHOP = re.compile(r"id \d+ (?:via|dev|group|blackhole|encap)\b.*")
+VLAN = re.compile(r"(?:\S+\s+)?\d+(?:-\d+)?(?:\s+PVID)?(?:\s+Egress Untagged)?")
+VLAN_HEADER = re.compile(r"port\s+vlan[ -]ids?.*")
 # First words of an indented line that belongs to the device above it.
 LINK_MORE = re.compile(
     r"(?:link/|inet6?\s|valid_lft|vxlan\s|veth\b|bridge|tun\b|alias|altname|vlan\s|bond|ipip|wireguard|geneve|dummy|macvlan|ipvlan|RX|TX|vf\s|\d+\s|hairpin|numtx).*"
@@ -199,7 +202,7 @@ class Reader:
         if kind in ("route", "neighbour", "fdb", "rule"):
             text = NOTE.sub("", text)
         if kind is None:
-            if SOCKET_HEADER.fullmatch(text):
+            if SOCKET_HEADER.fullmatch(text) or VLAN_HEADER.fullmatch(text):
                 self.finish()
             elif (suspicious(text) and (self.command is None or self.command.shown is not None)) or (
                 self.table is not None and self.table.shown.command and text.isascii() and not self.table.rows and self.pending is None
@@ -269,6 +272,10 @@ class Reader:
             return "socket"
         if neighbours.SYSCTL.fullmatch(text):
             return "sysctl"
+        if NEXTHOP.fullmatch(text):
+            return "nexthop"
+        if told == "vlan" and VLAN.fullmatch(text):
+            return "vlan"
         if told in ("link", "address") and links.BRIEF.fullmatch(text):
             return told
         words = text.split()
@@ -303,6 +310,9 @@ class Reader:
         family = command.family if command is not None and shown.command is not None else None
         told = shown.route_table if shown.route_table not in (None, "all") else None
         master = command.master if command is not None and shown.table == "fdb" else None
+        last = table.rows[-1] if table.rows else None
+        if isinstance(last, s.VlanRow):  # a line of `bridge vlan` without a port goes on with the one before
+            return Where(source, text, last.device)
         # `bridge fdb show flannel.1` lists all devices and names each.
         return Where(source, text, shown.device, family or (shown.family if shown.table == "rule" else None), told, master)
 
@@ -329,7 +339,8 @@ class Reader:
             return None
         text = "\n".join(lines[at:])
         start = len(text) - len(text.lstrip())
-        decoder = json.JSONDecoder()
+        # An encapsulation has a second "dst" and "src" behind the route's own: the first counts.
+        decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: dict(reversed(pairs)))
         try:
             elements = list(elements_of(text, start, decoder))
         except (ValueError, RecursionError):

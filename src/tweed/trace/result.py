@@ -70,6 +70,7 @@ DECISIONS: dict[str, tuple[str, ...]] = {
     "ends-remote-unknown": ("address", "device"),
     "ends-source-elsewhere": ("address",),
     "ends-nexthop-object": ("id",),
+    "ends-encap": ("encap", "device"),
     "ends-multicast": ("group", "device"),
 }
 
@@ -105,6 +106,8 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "forwarding-off": ("device", "key"),
     "bridge-port-blocked": ("port", "state"),
     "bridge-port-missing": ("bridge", "address"),
+    "bridge-port-isolated": ("port", "other"),
+    "bridge-vlan": ("port", "vlan"),
     "ttl-exceeded": ("dst",),
     "detour": ("node",),
     # tables against leases

@@ -53,6 +53,11 @@ NTF_EXT_LEARNED, NTF_OFFLOADED, NTF_STICKY, NTF_ROUTER = 0x10, 0x20, 0x40, 0x80
 NDA_SRC_VNI, NDA_NH_ID = 11, 13
 U16, U16_PAIR, U32_PAIR = Struct("=H"), Struct("=HH"), Struct("=II")
 
+# linux/nexthop.h
+RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
+NHMSG, GROUP_MEMBER = Struct("=BBBBI"), Struct("=IBxxx")
+NHA_ID, NHA_GROUP, NHA_BLACKHOLE, NHA_OIF, NHA_GATEWAY, NHA_FDB = 1, 2, 4, 5, 6, 11
+
 # linux/fib_rules.h
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RULE = Struct("=BBBBBxxBI")  # family, dst length, src length, tos, table, action, flags
@@ -91,6 +96,10 @@ def readable(read: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
 def dump_rules(family: int) -> bytes:
     """All rules of a family 4 or 6."""
     return message(RTM_GETRULE, 0, RULE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0))
+
+
+def dump_nexthops() -> bytes:
+    return message(RTM_GETNEXTHOP, 0, NHMSG.pack(0, 0, 0, 0, 0))
 
 
 def dump_neighbours(family: int) -> bytes:
@@ -365,6 +374,25 @@ def hop_words(hop: s.NextHop, family: int) -> list[str]:
     if hop.gateway is not None:
         words += ["via", *(["inet6"] if family == 4 and len(hop.gateway) == 16 else []), format_address(hop.gateway)]
     return words + (["dev", hop.device] if hop.device is not None else [])
+
+
+@readable
+def nexthops(datagrams: Iterable[bytes], known: Names) -> list[s.NexthopRow]:
+    """`ip nexthop`: objects that routes and fdb rows name (linux/nexthop.h)."""
+    rows: list[s.NexthopRow] = []
+    for _, data, start, end in each(datagrams, (RTM_NEWNEXTHOP,)):
+        fixed(NHMSG, data, start, end)
+        found = attributes(data, start + NHMSG.size, end)
+        id, index = read_u32(found.get(NHA_ID, b"")), w.number(found, NHA_OIF)
+        group = tuple((member, weight + 1) for member, weight in GROUP_MEMBER.iter_unpack(found.get(NHA_GROUP, b"")))
+        gateway, device = found.get(NHA_GATEWAY), known.get(index, f"if{index}") if index else None
+        hop = s.NextHop(device=device, gateway=gateway) if gateway is not None or device is not None else None
+        words = ["id", str(id), *(["group", "/".join(f"{n},{m}" if m != 1 else str(n) for n, m in group)] if group else [])]
+        words += hop_words(hop, 4 if gateway is None or len(gateway) == 4 else 6) if hop is not None else []
+        words += ["blackhole"] if NHA_BLACKHOLE in found else []
+        words += ["fdb"] if NHA_FDB in found else []
+        rows.append(s.NexthopRow(source=f"ip nexthop:{len(rows) + 1}", text=" ".join(words), id=id, hop=hop, group=group, blackhole=NHA_BLACKHOLE in found))
+    return rows
 
 
 @readable

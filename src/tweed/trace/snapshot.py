@@ -22,7 +22,7 @@ from tweed.model import Lease
 FORMAT = "tweed-bundle"
 VERSION = 1
 
-Table = Literal["link", "address", "rule", "route", "neighbour", "fdb", "port", "socket", "sysctl", "nft", "lease"]
+Table = Literal["link", "address", "rule", "route", "neighbour", "fdb", "port", "socket", "sysctl", "nft", "lease", "nexthop", "vlan"]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -138,6 +138,25 @@ class RouteRow(Row, frozen=True, kw_only=True, gc=False):
     encap: str | None = None
 
 
+class NexthopRow(Row, frozen=True, kw_only=True, gc=False):
+    """`ip nexthop`: an object that routes and fdb rows name. `group`: the ids of others with their weights; `blackhole` has no hop."""
+
+    id: int
+    hop: NextHop | None = None
+    group: tuple[tuple[int, int], ...] = ()
+    blackhole: bool = False
+
+
+class VlanRow(Row, frozen=True, kw_only=True, gc=False):
+    """`bridge vlan`: VLANs `first` to `last` of a port, or of the bridge itself. `pvid`: what comes in without a tag is of this one."""
+
+    device: str
+    first: int
+    last: int
+    pvid: bool = False
+    untagged: bool = False
+
+
 class NeighbourRow(Row, frozen=True, kw_only=True, gc=False):
     """`ip neigh`. `device` None: neither row nor command name it. `state`: PERMANENT, STALE, FAILED ..., None where it is not shown."""
 
@@ -236,9 +255,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[AddressRow, ...] = ()
     rules: tuple[RuleRow, ...] = ()
     routes: tuple[RouteRow, ...] = ()
+    nexthops: tuple[NexthopRow, ...] = ()
     neighbours: tuple[NeighbourRow, ...] = ()
     fdb: tuple[FdbRow, ...] = ()
     ports: tuple[PortRow, ...] = ()
+    vlans: tuple[VlanRow, ...] = ()
     sockets: tuple[SocketRow, ...] = ()
     sysctls: tuple[SysctlRow, ...] = ()
     nft: tuple[EvidenceRow, ...] = ()
@@ -252,7 +273,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         """How many rows there are."""
         tables = (self.devices, self.addresses, self.rules, self.routes, self.neighbours, self.fdb, self.ports, self.sockets, self.sysctls, self.nft)
-        return sum(map(len, tables))
+        return sum(map(len, (*tables, self.nexthops, self.vlans)))
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

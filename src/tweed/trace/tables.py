@@ -106,6 +106,10 @@ class Tables:
         self.name = node.name
         self.devices = {row.name: row for row in node.devices}
         self.sysctls = {row.key: row for row in node.sysctls}
+        self.nexthops = {row.id: row for row in node.nexthops}
+        self.vlans: dict[str, list[s.VlanRow]] = {}
+        for vlan in node.vlans:
+            self.vlans.setdefault(vlan.device, []).append(vlan)
         self.neighbours: dict[bytes, list[s.NeighbourRow]] = {}
         for neighbour in node.neighbours:
             self.neighbours.setdefault(neighbour.address, []).append(neighbour)
@@ -114,7 +118,7 @@ class Tables:
         self.bridged: dict[tuple[str, bytes], list[s.FdbRow]] = {}
         self.remotes: dict[tuple[str, bytes], list[s.FdbRow]] = {}  # by the host that they name
         self.bridges = {row.master for row in node.devices if row.master} | {row.master for row in node.ports if row.master}
-        for fdb in node.fdb:
+        for fdb in (each for row in node.fdb for each in self.expanded(row)):
             if fdb.master:
                 self.bridged.setdefault((fdb.master, fdb.mac), []).append(fdb)
                 self.bridges.add(fdb.master)
@@ -153,12 +157,44 @@ class Tables:
     def index(self) -> dict[tuple[int, str], Fib]:
         rows: dict[tuple[int, str], list[s.RouteRow]] = {}
         for row in self.node.routes:
-            rows.setdefault((row.dst.family, row.table), []).append(row)
+            rows.setdefault((row.dst.family, row.table), []).append(self.with_hops(row))
         listed = {row.dst.address for row in self.node.routes if row.type == "local"}
         for address, own in self.own.items():
             if address not in listed:
                 rows.setdefault((own.dst.family, "local"), []).append(own)
         return {key: Fib(found, 32 if key[0] == 4 else 128) for key, found in rows.items()}
+
+    def hops_of(self, id: int, weight: int = 1) -> tuple[s.NextHop, ...] | None:
+        """The hops of a nexthop object, of a group all its members'; () of a blackhole, None of one that is not here."""
+        row = self.nexthops.get(id)
+        if row is None:
+            return None
+        if row.group:
+            members = [self.hops_of(member, each) for member, each in row.group if not self.is_group(member)]  # the kernel nests no groups
+            return None if None in members else tuple(hop for hops in members for hop in hops or ())
+        if row.hop is None:
+            return ()
+        return (msgspec.structs.replace(row.hop, weight=weight, source=row.source, text=row.text),)
+
+    def is_group(self, id: int) -> bool:
+        row = self.nexthops.get(id)
+        return row is not None and bool(row.group)
+
+    def with_hops(self, row: s.RouteRow) -> s.RouteRow:
+        """A route that only names a nexthop object, with the hops of that."""
+        if row.nexthop_id is None or row.type != "unicast" or any(hop.device or hop.gateway for hop in row.hops):
+            return row
+        hops = self.hops_of(row.nexthop_id)
+        if hops is None:
+            return msgspec.structs.replace(row, hops=())
+        return msgspec.structs.replace(row, hops=hops, type="unicast" if hops else "blackhole")
+
+    def expanded(self, row: s.FdbRow) -> list[s.FdbRow]:
+        """An fdb row that names a nexthop object, as one row for each host that this has."""
+        if row.nexthop_id is None or row.dst is not None:
+            return [row]
+        hosts = [hop.gateway for hop in self.hops_of(row.nexthop_id) or () if hop.gateway is not None]
+        return [msgspec.structs.replace(row, dst=host) for host in hosts] or [row]
 
     def complete(self, table: s.Table, device: str | None = None) -> bool | None:
         """Whether a missing row means that there is none: None where nothing was shown, False where what was shown leaves rows out.

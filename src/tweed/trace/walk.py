@@ -78,6 +78,10 @@ def leave(path: Path, packet: Packet, device: str, target: bytes, row: s.RouteRo
     if fitted is None:
         return
     packet = fitted
+    if row.encap is not None:
+        path.step(packet, device, "ends-encap", {"encap": row.encap, "device": device}, quote(row))
+        path.end(packet, "unknown")
+        return
     kind, assumed = at.kind(device)
     if path.cluster.host_of(at) is not at:
         leave_container(path, packet, device, target)

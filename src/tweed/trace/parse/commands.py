@@ -37,6 +37,7 @@ OBJECTS: dict[Table, tuple[str, ...]] = {
     "link": ("link", "l", "li", "lin"),
     "route": ("route", "r", "ro", "rou", "rout"),
     "rule": ("rule", "ru", "rul"),
+    "nexthop": ("nexthop", "nexth", "nh"),
     "neighbour": ("neighbour", "neighbor", "neigh", "n", "ne", "nei"),
 }
 SHOW = vocabulary("show list ls lst s sh sho l li lis")
@@ -154,8 +155,8 @@ def which(tool: str, arguments: list[str]) -> tuple[Table | Literal[""], list[st
     what, *rest = arguments
     verb = rest[0] if rest else "show"
     if tool == "bridge":
-        kinds: dict[str, Table] = {"fdb": "fdb", "f": "fdb", "link": "port", "l": "port"}
-        if what not in kinds and what not in ("vlan", "mdb"):
+        kinds: dict[str, Table] = {"fdb": "fdb", "f": "fdb", "link": "port", "l": "port", "vlan": "vlan", "v": "vlan"}
+        if what not in kinds and what != "mdb":
             return None
         return (kinds[what], rest[1:]) if what in kinds and verb in SHOW else ("", [])
     name = next((name for name, forms in OBJECTS.items() if what in forms), None)

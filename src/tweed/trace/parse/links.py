@@ -7,7 +7,7 @@ from typing import Any
 
 from tweed.addr import Prefix, parse_address
 from tweed.trace.parse.words import Where, Words, mac_or_none, number, number_or_none, optional, prefix, string, strings, vocabulary
-from tweed.trace.snapshot import AddressRow, DeviceRow, PortRow, VxlanAttributes
+from tweed.trace.snapshot import AddressRow, DeviceRow, PortRow, VlanRow, VxlanAttributes
 
 HEADER = re.compile(r"(\d+):\s+([^\s:@]+)(?:\s+state\s+\S+\s+)?(?:@([^\s:]+))?\s?:\s*<([^>]*)>\s*(.*)")
 BRIEF = re.compile(r"(\S+?)(?:@(\S+))?\s+(UP|DOWN|UNKNOWN|LOWERLAYERDOWN|DORMANT|NOTPRESENT|TESTING)(?:\s+(.*))?")
@@ -205,7 +205,7 @@ def vxlan_json(data: dict[str, Any]) -> VxlanAttributes:
         checksum=data.get("udp_csum"),
         gbp=bool(data.get("gbp")),
         external=bool(data.get("external")),
-        df=optional(data.get("df")),
+        df=None if data.get("df") == "unset" else optional(data.get("df")),
     )
 
 
@@ -229,6 +229,36 @@ def port(where: Where) -> PortRow:
         hairpin=hairpin[1] == "on" if hairpin else None,
         isolated=isolated[1] == "on" if isolated else None,
     )
+
+
+def vlan(where: Where) -> VlanRow:
+    """`veth1   1 PVID Egress Untagged`; a further VLAN of the same port is a line without its name, which `where.device` then has."""
+    words = Words(where.text)
+    device = where.device if words.peek()[:1].isdigit() and where.device is not None else words.take()
+    first, _, last = words.take().partition("-")
+    rest = words.words[words.position :]
+    if not set(rest) <= {"PVID", "Egress", "Untagged"}:
+        raise ValueError(f"{' '.join(rest)[:40]!r} is nothing that bridge vlan says")
+    return VlanRow(**where.at, device=device, first=number(first), last=number(last or first), pvid="PVID" in rest, untagged="Untagged" in rest)
+
+
+def vlans_json(fields: dict[str, Any], where: Where) -> list[VlanRow]:
+    """One element of `bridge -j vlan`: a port with all its VLANs."""
+    made = []
+    for each in fields["vlans"]:
+        flags = strings(each.get("flags"))
+        first = number(each["vlan"])
+        made.append(
+            VlanRow(
+                **where.at,
+                device=string(fields["ifname"]),
+                first=first,
+                last=number(each.get("vlanEnd", first)),
+                pvid="PVID" in flags,
+                untagged="Egress Untagged" in flags,
+            )
+        )
+    return made
 
 
 def port_json(fields: dict[str, Any], where: Where) -> PortRow:

@@ -24,6 +24,8 @@ PLACES: dict[type, str] = {
     s.NeighbourRow: "neighbours",
     s.FdbRow: "fdb",
     s.PortRow: "ports",
+    s.NexthopRow: "nexthops",
+    s.VlanRow: "vlans",
     s.SocketRow: "sockets",
     s.SysctlRow: "sysctls",
 }

@@ -32,6 +32,10 @@ def device_json(fields: dict[str, Any], where: Where) -> list[s.Row]:
     return [device, *addresses]
 
 
+def vlans_json(fields: dict[str, Any], where: Where) -> list[s.Row]:
+    return [*links.vlans_json(fields, where)]
+
+
 def nft_json(fields: dict[str, Any], where: Where) -> list[s.Row]:
     return [s.EvidenceRow(source=where.source, text=json.dumps(each)) for each in fields["nftables"]]
 
@@ -44,6 +48,8 @@ PARSE: dict[s.Table, Callable[[Where], list[s.Row]]] = {
     "neighbour": one(neighbours.neighbour),
     "fdb": one(neighbours.fdb),
     "port": one(links.port),
+    "nexthop": one(routes.nexthop),
+    "vlan": one(links.vlan),
     "socket": one(neighbours.socket),
     "sysctl": one(neighbours.sysctl),
 }
@@ -55,11 +61,14 @@ PARSE_JSON: dict[s.Table, Callable[[dict[str, Any], Where], list[s.Row]]] = {
     "neighbour": one_json(neighbours.neighbour_json),
     "fdb": one_json(neighbours.fdb_json),
     "port": one_json(links.port_json),
+    "nexthop": one_json(routes.nexthop_json),
+    "vlan": vlans_json,
     "nft": nft_json,
 }
 # In this order: the first whose keys are all there.
 JSON_SHAPES: tuple[tuple[s.Table, set[str]], ...] = (
     ("fdb", {"mac"}),
+    ("vlan", {"ifname", "vlans"}),
     ("address", {"ifname", "addr_info"}),
     ("port", {"ifname", "master", "state", "priority"}),
     ("link", {"ifname", "flags"}),
@@ -67,6 +76,7 @@ JSON_SHAPES: tuple[tuple[s.Table, set[str]], ...] = (
     ("neighbour", {"dst", "state"}),
     ("neighbour", {"dst", "lladdr"}),
     ("route", {"dst"}),
+    ("nexthop", {"id", "flags"}),
 )
 
 

@@ -9,7 +9,7 @@ from tweed.addr import Prefix, parse_address
 from tweed.addr import family as family_of
 from tweed.model import TYPE_NAMES
 from tweed.trace.parse.words import Where, Words, number, number_or_none, optional, prefix, protocol_name, string, strings, table_name, vocabulary
-from tweed.trace.snapshot import NextHop, RouteRow, RuleRow
+from tweed.trace.snapshot import NextHop, NexthopRow, RouteRow, RuleRow
 
 TYPES = frozenset(TYPE_NAMES.values()) | {"nat", "xresolve"}
 FLAGS = vocabulary("onlink linkdown dead pervasive offload trap notify rt_offload rt_trap rt_offload_failed offload_failed unresolved cache cloned")
@@ -149,7 +149,7 @@ def route_json(fields: dict[str, Any], where: Where) -> RouteRow:
         scope=optional(fields.get("scope")),
         src=src,
         mtu=number_or_none(metrics[0].get("mtu")),
-        tos=number_or_none(fields.get("tos")),
+        tos=number_or_none(fields.get("tos")) or None,
         nexthop_id=number_or_none(fields.get("nhid")),
         encap=None if encap is None else str(encap),
     )
@@ -163,6 +163,42 @@ def hop_json(fields: dict[str, Any]) -> NextHop:
         weight=number(fields.get("weight", 1)),
         flags=strings(fields.get("flags")),
     )
+
+
+def nexthop(where: Where) -> NexthopRow:
+    """`id 20 via 172.31.9.9 dev ens5 scope link`, `id 100 group 20,3/21`, `id 9 blackhole`, of fdb rows `id 12 via 10.0.0.5 fdb`."""
+    words = Words(where.text)
+    fields: dict[str, Any] = {}
+    hop: dict[str, Any] = {}
+    while words:
+        word = words.take()
+        if word == "id":
+            fields["id"] = words.number()
+        elif word == "via":
+            hop["gateway"] = parse_address(words.take())
+        elif word == "dev":
+            hop["device"] = words.take()
+        elif word == "group":
+            parts = [part.split(",") for part in words.take().split("/")]
+            fields["group"] = tuple((number(part[0]), number(part[1]) if len(part) > 1 else 1) for part in parts)
+        elif word == "blackhole":
+            fields["blackhole"] = True
+        elif word == "encap":
+            while words and words.peek() not in ENCAP_ENDS:
+                words.take()
+        elif word in ("scope", "proto", "type", "buckets", "idle_timer", "unbalanced_timer", "unbalanced_time"):
+            words.take()
+        elif word not in FLAGS and word != "fdb":
+            raise ValueError(f"{word!r} is no word of ip nexthop")
+    return NexthopRow(**where.at, hop=NextHop(**hop) if hop else None, **fields)
+
+
+def nexthop_json(fields: dict[str, Any], where: Where) -> NexthopRow:
+    """One element of `ip -j nexthop`."""
+    group = tuple((number(each["id"]), number(each.get("weight", 1))) for each in fields.get("group") or [])
+    made = hop_json(fields)
+    hop = made if made.device is not None or made.gateway is not None else None
+    return NexthopRow(**where.at, id=number(fields["id"]), hop=hop, group=group, blackhole="blackhole" in fields)
 
 
 # ---- rules --------------------------------------------------------------------------------------------------------------
