@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from tweed.addr import Prefix
-from tweed.agent import claim, files
+from tweed.agent import claim, files, needs
 from tweed.agent.attachments import Attachments
 from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
 from tweed.agent.ears import Ears
@@ -84,6 +84,7 @@ class Agent:
         self.changed: set[str] | None = None  # keys of leases to screen again; None: all of them
         self.problems: dict[str, Problem] = {}
         self.bridge_problems: list[Problem] = []
+        self.needs: list[Problem] = []
         self.report = Report()
         self.reason = "starting"
         self.paused = False
@@ -449,6 +450,7 @@ class Agent:
             self.ears.expect(report.changes)
             return msgspec.structs.replace(report, shadows=self.report.shadows, foreign=self.report.foreign)
         self._follow_underlay()
+        self.needs = list(needs.problems(self.site.families, services=self.settings.store == "kube"))
         self.bridge_problems = self.site.bridge_problems(tuple(endpoint.subnet for endpoint in self.membership.own.lease.endpoints), self._pod_bridges)
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers
@@ -572,7 +574,7 @@ class Agent:
         return msgspec.structs.replace(self.firewall.leftovers, routes=tuple(stray_routes(self.report.foreign, lengths, peers, own)))
 
     def all_problems(self) -> list[Problem]:
-        found = [*self.problems.values(), *self.bridge_problems, *self.firewall.problems, *self.screened.problems]
+        found = [*self.problems.values(), *self.bridge_problems, *self.needs, *self.firewall.problems, *self.screened.problems]
         if self.underlay is not None and self.underlay.doubt:
             found.append(Problem("shared-address", self.underlay.device, self.underlay.doubt))
         found += as_problem(self.leftovers())

@@ -125,9 +125,9 @@ class Dataplane:
         match step:
             case Create(vtep):
                 links.create_vtep(self.netlink, vtep)
-                sysctl.write(f"net.ipv6.conf.{vtep.name}.accept_ra", "0", missing_ok=True)
+                _set(f"net.ipv6.conf.{vtep.name}.accept_ra", "0")
                 if vtep.family == 6:  # `default.disable_ipv6` is a common hardening; this device is for nothing else
-                    sysctl.write(f"net.ipv6.conf.{vtep.name}.disable_ipv6", "0", missing_ok=True)
+                    _set(f"net.ipv6.conf.{vtep.name}.disable_ipv6", "0")
             case Delete(name):
                 links.delete_link(self.netlink, name)
             case SetLocal(vtep):
@@ -169,6 +169,15 @@ class Dataplane:
             return changes, ()
         refused = {failure.change for failure in failures}
         return tuple(change for change in (*puts, *deletes) if change not in refused), failures
+
+
+def _set(key: str, value: str) -> None:
+    """Of a device just made. In a container /proc/sys is often read-only, and the device works all the same, or the kernel says what is wrong."""
+    try:
+        if sysctl.read(key) not in (None, value):
+            sysctl.write(key, value)
+    except KernelError as error:
+        log.warning("%s", error)
 
 
 def _without(state: KernelState, devices: set[str]) -> KernelState:
