@@ -34,7 +34,7 @@ class Place:
 
     async def open(self, **options):
         await self.close()
-        self.server = KubeServer(tokens={"agent": RULES}, **options)
+        self.server = KubeServer(tokens={"agent": [*RULES, ("get", "pods")]}, **options)
         await self.server.start()
 
     def store(self, **options):

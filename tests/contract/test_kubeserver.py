@@ -318,7 +318,7 @@ async def test_a_compaction_does_not_disturb_a_watch_that_is_up_to_date(client):
 async def test_a_token_may_do_what_its_role_says(make_client, method, path, allowed):
     from tweed.lab.stores.kube import RULES
 
-    client = await make_client(tokens={"agent": RULES})
+    client = await make_client(tokens={"agent": [*RULES, ("get", "pods")]})
     client.server.objects.create({"metadata": {"name": "a"}})
     client.server.pods["x", "y"] = "a"
     body = None if method == "GET" else {"metadata": {}}

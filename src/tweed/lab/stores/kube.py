@@ -27,7 +27,7 @@ from tweed.wire.flannel import parse_network
 
 PORT = 6443
 START_S = 30.0
-RULES = (("get", "pods"), ("get", "nodes"), ("list", "nodes"), ("watch", "nodes"), ("patch", "nodes/status"))
+RULES = (("get", "nodes"), ("list", "nodes"), ("watch", "nodes"), ("patch", "nodes/status"))
 
 
 def check() -> None:
