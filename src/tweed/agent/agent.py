@@ -550,6 +550,13 @@ class Agent:
         """When the store stopped answering, in seconds since 1970; None while it answers."""
         return self.membership.down_since if self.membership is not None and self.membership.down_since is not None else self.waiting_since
 
+    @property
+    def store_away_why(self) -> str:
+        """What the last try met, "" while the store answers."""
+        if self.store_away_since is None:
+            return ""
+        return self.membership.down_why if self.membership is not None and self.membership.down_since is not None else self.reason
+
     def acquire(self) -> str:
         """Have a fenced node take another subnet; what is to be said of it. The node's pods keep their addresses, which are another node's."""
         if not self.fenced:
@@ -584,6 +591,6 @@ class Agent:
             found.append(Problem("fenced", self.owner.node, self.membership.fenced))
         if (away := self.store_away_since) is not None:
             since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(away))
-            why = self.membership.down_why if self.membership is not None else ""
-            found.append(Problem("store-away", self.settings.store, f"does not answer since {since}: {why or self.reason}"))
+            # Without the reason, which may be another one every few seconds, and the log would tell each.
+            found.append(Problem("store-away", self.settings.store, f"does not answer since {since}; forwarding goes on with what is programmed"))
         return found

@@ -55,7 +55,7 @@ def lines(d: dict[str, Any]) -> list[str]:
         failure = click.style(f" {v['failure']}", fg="red") if v["failure"] else ""
         out.append(f"device     {v['name']} {v['mac']} {v['address']}, VNI {v['vni']}, UDP port {v['port']}, MTU {v['mtu']}{failure}")
     store = d["store"]
-    away = f", away since {store['away_since']}" if store["away_since"] else ", not open"
+    away = f", away since {store['away_since']}: {store['away_why']}" if store["away_since"] else ", not open"
     out.append(f"store      {store['url']}{'' if store['answers'] else click.style(away, fg='red')}")
     firewall = d["firewall"]
     out.append(f"firewall   masquerade {'on' if firewall['masquerade'] else 'off'}, forwarding {firewall['forwarding']}")
