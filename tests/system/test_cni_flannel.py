@@ -1,0 +1,253 @@
+"""In the place of flannel's plugin: the same result as Debian's bridge and host-local, and a node that flannel had before."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.system.cluster import DUAL, Cluster
+from tests.system.conftest import ping
+from tests.system.runtime import DEBIAN, Runtime, Sandbox
+
+from tweed.agent.client import call
+
+pytestmark = pytest.mark.skipif(not (DEBIAN / "bridge").exists(), reason="Debian's plugins are not installed")
+SHIPPED = {"hairpinMode": True, "isDefaultGateway": True}  # what flannel's own conflist has
+
+
+@pytest.fixture
+def node(tmp_path):
+    with Cluster(tmp_path, 1, DUAL) as made:
+        made.nodes[0].start()
+        yield made.nodes[0]
+
+
+@pytest.fixture
+def boxes():
+    made = [Sandbox() for _ in range(3)]
+    yield made
+    for box in made:
+        box.remove()
+
+
+def conflist(delegate, **more):
+    return {"cniVersion": "0.3.1", "name": "cbr0", "plugins": [{"type": "flannel", "delegate": delegate, **more}]}
+
+
+def environment(node):
+    return dict(line.split("=") for line in node.subnet_file.read_text().splitlines())
+
+
+def generated(node, delegate):
+    """What flannel's plugin makes of the shipped configuration and subnet.env (flannel 1.9.1), for Debian's bridge."""
+    env = environment(node)
+    ranges = [
+        [{"subnet": f"{address.rpartition('1/')[0]}{'0' if key == 'FLANNEL_SUBNET' else ''}/{address.rpartition('/')[2]}"}]
+        for key in ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET")
+        for address in [env[key]]
+    ]
+    return {
+        "cniVersion": "0.3.1",
+        "name": "cbr0",
+        "type": "bridge",
+        "ipMasq": env["FLANNEL_IPMASQ"] != "true",
+        "mtu": int(env["FLANNEL_MTU"]),
+        "isGateway": True,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": str(node.state.parent / "cni" / "networks"),
+            "ranges": ranges,
+            "routes": [{"dst": env["FLANNEL_NETWORK"]}, {"dst": env["FLANNEL_IPV6_NETWORK"]}],
+        },
+    } | delegate
+
+
+def shape(node, box, result):
+    """What a container and its node have, without what is chosen freely: MACs, the device's name on the node, the link's own addresses."""
+    port = result["interfaces"][1]["name"]
+    [inside] = json.loads(box.sh("ip -j -d addr show eth0"))
+    [bridge] = json.loads(node.sh("ip -j -d addr show cni0"))
+    routes = sorted(line.replace(" proto kernel", "").strip() for line in (box.sh("ip route") + box.sh("ip -6 route")).splitlines() if "fe80" not in line)
+
+    def addresses(device):
+        return sorted(f"{a['local']}/{a['prefixlen']} {a['scope']} {a.get('tentative', False)}" for a in device["addr_info"] if a["scope"] == "global")
+
+    return {
+        "inside": (inside["mtu"], inside["operstate"], inside["linkinfo"]["info_kind"], addresses(inside)),
+        "bridge": (bridge["mtu"], bridge["linkinfo"]["info_kind"], bridge["promiscuity"], addresses(bridge)),
+        "port": (json.loads(node.sh(f"ip -j link show {port}"))[0]["mtu"], "hairpin on" in node.sh(f"bridge -d link show dev {port}")),
+        "routes": routes,
+        "result": [
+            [(i["name"] if i["name"] != port else "port", "sandbox" in i) for i in result["interfaces"]],
+            result["ips"],
+            sorted((r["dst"], r.get("gw")) for r in result["routes"]),
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "delegate",
+    [SHIPPED, {}, {"promiscMode": True, "isDefaultGateway": True}, SHIPPED | {"mtu": 1400}],
+    ids=["as shipped", "nothing set", "promiscuous", "another MTU"],
+)
+def test_the_same_as_bridge_and_host_local(node, boxes, delegate):
+    """One after the other on the same node, each with a bridge of its making; the address is the first one both times."""
+    before = node.sh("ip -o link | cut -d: -f2")
+    debian = Runtime(node)
+    config = generated(node, delegate)
+    address = environment(node)["FLANNEL_SUBNET"].rpartition("1/")[0] + "2"
+    with_bridge = config | {"ipMasq": False}  # iptables is not what is compared
+    theirs_result = debian.add({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [with_bridge]}, "c1", boxes[0].path)
+    boxes[0].sh("while ip -6 addr show eth0 | grep -q tentative; do sleep 0.1; done")
+    theirs = shape(node, boxes[0], theirs_result)
+    debian.delete({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [with_bridge]}, "c1", boxes[0].path)
+    node.sh("ip link del cni0")
+    assert node.sh("ip -o link | cut -d: -f2") == before
+
+    runtime = drop_in(node)
+    ours_result = runtime.add(conflist(delegate), "c1", boxes[1].path)
+    ours = shape(node, boxes[1], ours_result)
+    assert address in str(theirs["result"]) and address in str(ours["result"])
+    # Ours says of each route the gateway that it has; host-local leaves it out, and the kernel has the same.
+    gateways = {"4": theirs_result["ips"][0]["gateway"], "6": theirs_result["ips"][1]["gateway"]}
+    theirs["result"][2] = [(dst, gw or gateways["6" if ":" in dst else "4"]) for dst, gw in theirs["result"][2]]
+    assert ours == theirs
+    assert not ping((boxes[1].name, ip["gateway"]) for ip in ours_result["ips"])
+
+
+def drop_in(node):
+    directory = node.directory / "bin"
+    done = node.tweed("cni", "install", "--bin-dir", str(directory), "--conf-dir", str(node.directory / "net.d"), "--flannel")
+    assert done.returncode == 0, done.stderr
+    return Runtime(node, directory)
+
+
+@pytest.mark.parametrize(
+    ("delegate", "more", "code", "said"),
+    [
+        ({"type": "ipvlan"}, {}, 2, "delegate.type"),
+        ({"type": 5}, {}, 6, "delegate.type"),
+        ({"name": "x"}, {}, 7, "must not have 'name' field"),
+        ({"ipam": {}}, {}, 7, "must not have 'ipam' field"),
+        ({"isGateway": False}, {}, 2, "isGateway"),
+        ({"hairpinMode": True, "promiscMode": True}, {}, 7, "at the same time"),
+        ({}, {"ipam": {"type": "dhcp"}}, 2, "ipam.type"),
+    ],
+)
+def test_what_flannel_refuses_or_we_cannot_do(node, boxes, delegate, more, code, said):
+    runtime = drop_in(node)
+    config = conflist(delegate, **more)["plugins"][0] | {"cniVersion": "0.3.1", "name": "cbr0"}
+    variables = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": boxes[0].path, "CNI_IFNAME": "eth0"}
+    answer = runtime.run("flannel", config, **variables)
+    assert answer.error == code and said in answer.document["msg"] and "cni0" not in node.sh("ip link")
+
+
+def test_another_nodes_subnet_env_is_refused_and_none_is_no_error(node, boxes, tmp_path):
+    runtime = drop_in(node)
+    other = tmp_path / "other.env"
+    other.write_text("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.250.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
+    variables = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": boxes[0].path, "CNI_IFNAME": "eth0"}
+    config = {"cniVersion": "0.3.1", "name": "cbr0", "type": "flannel", "delegate": SHIPPED}
+    answer = runtime.run("flannel", config | {"subnetFile": str(other)}, **variables)
+    assert answer.error == 7 and "10.244.250.0/24" in answer.document["msg"]
+    node.subnet_file.unlink()
+    assert runtime.run("flannel", config, **variables).code == 0
+
+
+def test_masquerading_as_flannel_would_without_the_agents(node, boxes):
+    """FLANNEL_IPMASQ=false makes flannel's plugin ask the bridge plugin for it; here the agent does it, for as long as such containers are there."""
+    runtime = drop_in(node)
+    assert "FLANNEL_IPMASQ=false" in node.subnet_file.read_text() and "tweed-1" not in node.sh("nft list tables")
+    runtime.add(conflist(SHIPPED), "c1", boxes[0].path)
+    assert "masquerade" in node.sh("nft list ruleset")
+    runtime.delete(conflist(SHIPPED), "c1", boxes[0].path)
+
+
+def test_a_node_taken_over_from_flannel(node, boxes):
+    """Its containers keep their addresses and are deleted by us; what leaked is freed; nobody gets an address twice."""
+    debian, old = Runtime(node), {"cniVersion": "0.3.1", "name": "cbr0", "plugins": [generated(node, SHIPPED) | {"ipMasq": False}]}
+    node.end()
+    running = debian.add(old, "running", boxes[0].path)
+    networks = node.state.parent / "cni" / "networks" / "cbr0"
+    base = environment(node)["FLANNEL_SUBNET"].rpartition("1/")[0]
+    for number, age in ((9, 3600), (3, 3600), (4, 0)):  # two that leaked, one that is being attached just now
+        (networks / f"{base}{number}").write_text(f"leaked{number}\r\neth0")
+        os.utime(networks / f"{base}{number}", (time.time() - age, time.time() - age))
+    unknown = boxes[1]  # a container whose file was lost (k3s#5885)
+    node.sh(f"ip link add v5 type veth peer name eth0 netns {unknown.name}; ip link set v5 master cni0 up")
+    unknown.sh(f"ip link set eth0 up; ip addr add {base}5/24 dev eth0")
+    node.start()
+    runtime = drop_in(node)
+    mac = json.loads(node.sh("ip -j link show cni0"))[0]["address"]
+    assert {path.name for path in networks.glob(f"{base}*")} == {f"{base}2", f"{base}4"}
+    got = [runtime.add(conflist(SHIPPED), "new", boxes[2].path)["ips"][0]["address"]]
+    assert got == [f"{base}3/24"]
+    for address in (2, 4, 5):
+        answer = runtime.run(
+            "flannel",
+            {"cniVersion": "0.3.1", "name": "cbr0", "type": "flannel", "delegate": SHIPPED},
+            CNI_COMMAND="ADD",
+            CNI_CONTAINERID="x",
+            CNI_NETNS=boxes[2].path,
+            CNI_IFNAME="eth1",
+            CNI_ARGS=f"IP={base}{address}",
+        )
+        assert answer.error == 102 and "attached already" in answer.document["msg"]
+    assert json.loads(node.sh("ip -j link show cni0"))[0]["address"] == mac
+    assert not ping([(boxes[2].name, f"{base}2"), (boxes[0].name, f"{base}3")])
+    runtime.results["running", "eth0"] = running
+    runtime.delete(conflist(SHIPPED), "running", boxes[0].path)
+    assert "eth0" not in boxes[0].sh("ip link") and not (networks / f"{base}2").exists()
+    assert {pod["container_id"] for pod in call(node.socket, "GET", "/v1/attachments")} == {"new"}
+
+
+def test_a_plugin_of_flannels_is_kept_and_brought_back(node):
+    directory = node.directory / "opt"
+    directory.mkdir()
+    (directory / "flannel").write_bytes(b"\x7fELF flannel's")
+    install = ("cni", "install", "--bin-dir", str(directory), "--conf-dir", str(node.directory / "none"), "--flannel")
+    for _ in range(2):
+        assert node.tweed(*install).returncode == 0
+    assert (directory / "flannel").stat().st_mode & 0o777 == 0o755 and not (node.directory / "none").exists()
+    done = node.tweed("cni", "uninstall", "--bin-dir", str(directory), "--conf-dir", str(node.directory / "none"))
+    assert done.returncode == 0 and [path.name for path in directory.iterdir()] == ["flannel"]
+    assert (directory / "flannel").read_bytes() == b"\x7fELF flannel's"
+
+
+def test_installing_and_uninstalling(node):
+    directory, conf_dir = node.directory / "opt", node.directory / "net.d"
+    conf_dir.mkdir()
+    (conf_dir / "05-other.conflist").write_text("{}")
+    words = ("--bin-dir", str(directory), "--conf-dir", str(conf_dir))
+    done = node.tweed("cni", "install", *words)
+    assert done.returncode == 0 and "05-other.conflist comes before 10-tweed.conflist and wins" in done.stdout
+    written = json.loads((conf_dir / "10-tweed.conflist").read_text())
+    assert written["cniVersion"] == "1.0.0" and [p["type"] for p in written["plugins"]] == ["tweed", "portmap", "bandwidth"]
+    assert (directory / "tweed").stat().st_mode & 0o777 == 0o755 and (conf_dir / "10-tweed.conflist").stat().st_mode & 0o777 == 0o644
+    (conf_dir / "10-tweed.conflist").write_text('{"somebody": "else"}')
+    done = node.tweed("cni", "uninstall", *words)
+    assert "left alone" in done.stderr and (conf_dir / "10-tweed.conflist").exists() and [*directory.iterdir()] == []
+    read_only = node.tweed("cni", "install", "--bin-dir", "/proc/x", "--conf-dir", str(conf_dir))
+    assert read_only.returncode == 1 and "cannot be written" in read_only.stderr and read_only.stderr.count("\n") == 1
+    without = subprocess.run(
+        node.argv(
+            "/usr/bin/env",
+            "PATH=/nonexistent",
+            sys.executable,
+            "-m",
+            "tweed",
+            "cni",
+            "install",
+            *words,
+            "--relay",
+            "c",
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert without.returncode == 1 and "no C compiler" in without.stderr
