@@ -268,6 +268,23 @@ def test_status(runtime):
     assert runtime.run("tweed", conf("1.0.0"), CNI_COMMAND="STATUS").error == 1
 
 
+def test_bridges_that_pass_iptables_by_are_said(fast, sandbox):
+    """A Service's address would not work between containers of one node; told where Kubernetes is in play."""
+    off = subprocess.run(fast.node.argv("sh", "-c", "grep -q 1 /proc/sys/net/bridge/bridge-nf-call-iptables"), capture_output=True, check=False).returncode != 0
+    warning = fast.run("tweed", conf("1.1.0"), CNI_COMMAND="STATUS")
+    assert warning.code == 0 and ("bridge-nf-call-iptables" in warning.stderr) == off
+    fast.add(conflist(), "plain", sandbox.path, args="K8S_POD_NAME=podman;IgnoreUnknown=1")
+    assert "bridge-nf-call" not in fast.node.problems()
+    fast.delete(conflist(), "plain", sandbox.path)
+    fast.add(conflist(), "c1", sandbox.path, args="K8S_POD_NAME=web-1;K8S_POD_NAMESPACE=shop;K8S_POD_UID=7")
+    assert ("bridge-nf-call" in fast.node.problems()) == off
+    assert ('tweed_problems{id="bridge-nf-call"} 1.0' in call(fast.node.socket, "GET", "/metrics")) == off
+    shown, listed = fast.node.tweed("status"), fast.node.tweed("pods")
+    for text in (shown.stdout, listed.stdout):
+        assert "shop/web-1" in text and "SINCE" in text
+    fast.delete(conflist(), "c1", sandbox.path)
+
+
 def test_a_pool_that_is_exhausted(fast, sandbox, sandbox2):
     subnet = call(fast.node.socket, "GET", "/v1/status")["subnet"].partition("/")[0].rpartition(".")[0]
     small = conf("1.1.0", ipam={"ranges": [[{"subnet": f"{subnet}.0/24", "rangeStart": f"{subnet}.200", "rangeEnd": f"{subnet}.200"}]]})

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from tweed.agent import files
+from tweed.agent.firewall import bridge_filter
 from tweed.agent.log import log
 from tweed.agent.removal import Removal
 from tweed.errors import KernelError, TweedError
-from tweed.kernel import links, sysctl, tables
+from tweed.kernel import links, tables
 from tweed.kernel.container import Container
 from tweed.plan.addresses import host_name
 from tweed.plan.attachment import Attachment, AttachRequest, NoAddress, NodeNetwork, Refused, Unknown
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tweed.agent.agent import Agent
-
-NF_KEYS = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
 
 class Cni:
@@ -209,14 +208,3 @@ def translate(error: TweedError) -> CniError:
     if isinstance(error, Refused):
         return CniError(wire.REFUSED, str(error))
     return CniError(wire.KERNEL if isinstance(error, KernelError) else wire.IO, str(error))
-
-
-def bridge_filter() -> str:
-    """ "" when packets between ports of a bridge pass iptables, else what that means."""
-    off = [key for key in NF_KEYS if sysctl.read(key) != "1"]
-    if not off:
-        return ""
-    return (
-        f"{' and '.join(off)} not 1 (modprobe br_netfilter; sysctl): a Service's address does not work between containers of one node,"
-        " whose replies then pass the bridge without being translated back"
-    )

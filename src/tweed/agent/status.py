@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tweed import __version__
 from tweed.addr import format_address, format_mac
 from tweed.model import Endpoint, Lease
+from tweed.plan.attachment import as_json
 from tweed.plan.rows import peer_rows
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def document(agent: Agent) -> dict[str, Any]:
         },
         "firewall": agent.firewall.status(),
         "pods": len(agent.attachments.list()),
+        "attachments": [as_json(attachment) for attachment in agent.attachments.list()],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from tweed.agent.client import call
 from tweed.commands.common import agent_socket, json_option, print_json, socket_option
 from tweed.commands.lease import duration
+from tweed.commands.pods import lines as pod_lines
 
 SHOWN = 20
 
@@ -64,6 +66,10 @@ def lines(d: dict[str, Any]) -> list[str]:
         out.append(f"reconcile  last {r['last']} because of {r['reason']}: {r['changes']} changes in {r['duration_ms']:.1f} ms")
         out.append(f"           {r['passes']} passes, {r['repairs']} repairs since {d['started']}")
     out.append(f"pods       {d['pods']}")
+    attachments = d.get("attachments", [])
+    out += [f"  {line}" for line in pod_lines(attachments[:SHOWN], time.time())] if attachments else []
+    if len(attachments) > SHOWN:
+        out.append(f"  and {len(attachments) - SHOWN} more: tweed pods shows all")
     out.append(f"encryption {d['encryption']}")
     peers = [p for p in d["peers"] if p["state"] != "reserved"]
     out.append(f"peers      {sum(p['state'] == 'programmed' for p in peers)} of {len(peers)} programmed")
