@@ -62,7 +62,7 @@ class Taken:
         clock: float = 0.0,
     ) -> None:
         self.hard = {prefix.address for a in attached for prefix in a.addresses} | set(others)
-        self.leaves = {address: at + QUARANTINE_S - clock for address, at in (freed or {}).items() if clock < at + QUARANTINE_S}
+        self.leaves = {address: at + QUARANTINE_S - clock for address, at in (freed or {}).items() if at <= clock < at + QUARANTINE_S}
 
     def pick(self, pool: Range, last: bytes | None, reserved: Collection[Span]) -> bytes:
         """Raises NoAddress, with the time to wait when only the quarantine is in the way."""

@@ -1,0 +1,235 @@
+"""CNI's documents, configurations as networks, addresses with reservations and quarantine, and what CHECK compares."""
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tweed.addr import Prefix, format_address, parse_address, parse_mac
+from tweed.model import InterfaceAddress, Link, Route
+from tweed.plan import attach
+from tweed.plan.addresses import QUARANTINE_S, Taken, place, usable
+from tweed.plan.attachment import AttachRequest, NoAddress, NodeNetwork, Range, Refused, Span
+from tweed.plan.check import Seen, differences
+from tweed.plan.network import network_of, part_of, span_of
+from tweed.wire import cni
+from tweed.wire.cni import Call, CniError, parse_args, parse_call, parse_conf, version_of
+from tweed.wire.flannel import parse_subnet_env
+
+V4, V6 = Prefix.parse("10.244.1.0/24"), Prefix.parse("fd00:244:0:1::/64")
+CLUSTER = (Prefix.parse("10.244.0.0/16"), Prefix.parse("fd00:244::/48"))
+NODE = NodeNetwork(V4, V6, 1430, networks=CLUSTER)
+GOOD = {"cniVersion": "1.0.0", "name": "tweed", "type": "tweed"}
+
+
+def conf(**more):
+    return parse_conf(json.dumps(GOOD | more).encode())
+
+
+# ---- the call ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(st.lists(st.binary(max_size=30).filter(lambda b: b"\0" not in b and b), max_size=6), st.binary(max_size=60))
+def test_a_call_is_read_as_it_was_sent(lines, config):
+    head = [b"CNI_COMMAND=ADD", b"CNI_CONTAINERID=c", *(b"CNI_X=" + line for line in lines), b"CNI_ARGS="]
+    call = parse_call(b"tweed-cni=1\0" + b"".join(line + b"\0" for line in head) + b"\0" + config)
+    assert call == Call(command="ADD", container_id="c", config=config)
+
+
+@settings(max_examples=60)
+@given(st.binary(max_size=200))
+def test_no_call_and_no_configuration_raises_anything_else(data):
+    for read in (lambda: cni.check_call(parse_call(data)), lambda: parse_conf(data), lambda: parse_args(data.decode(errors="replace"))):
+        try:
+            read()
+        except CniError as error:
+            assert error.code in (1, 2, 4, 6, 7) and "\n" not in str(error)
+    assert version_of(data) in cni.VERSIONS
+
+
+def test_cut_short():
+    with pytest.raises(CniError, match="ends within its variables"):
+        parse_call(b"tweed-cni=1\0CNI_COMMAND=ADD")
+
+
+# ---- configurations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "value"),
+    [
+        ({}, "hairpin", True),
+        ({"promiscMode": True}, "hairpin", False),
+        ({"promiscMode": True}, "promisc", True),
+        ({"promiscMode": True, "hairpinMode": False}, "hairpin", False),
+        ({"hairpinMode": False}, "hairpin", False),
+        ({"mtu": 1300}, "mtu", 1300),
+        ({"mtu": 0}, "mtu", 1430),
+        ({"isDefaultGateway": False}, "default_route", False),
+        ({"bridge": "br7"}, "bridge", "br7"),
+        ({"ipMasq": True}, "masquerade", True),
+        ({"ipam": {"part": "2/2"}}, "ranges", (Range.whole(Prefix.parse("10.244.1.128/25")), Range.whole(Prefix.parse("fd00:244:0:1:8000::/65")))),
+        ({"ipam": {"routes": [{"dst": "192.0.2.0/24"}]}}, "routes", ((Prefix.parse("192.0.2.0/24"), None),)),
+        ({"ipam": {"ranges": [[{"subnet": "172.30.0.0/24"}]]}}, "networks", ()),
+        ({"ipam": {"ranges": [[{"subnet": "10.244.1.0/25"}]]}}, "networks", CLUSTER),
+        ({"runtimeConfig": {"ipRanges": [[{"subnet": "10.244.1.64/26"}]]}}, "ranges", (Range.whole(Prefix.parse("10.244.1.64/26")),)),
+    ],
+)
+def test_what_a_configuration_asks_for(more, field, value):
+    assert getattr(network_of(conf(**more), NODE), field) == value
+
+
+def test_flannels_defaults_are_flannels():
+    """No default route, no hairpin, and masquerading exactly when the agent does not: see flannel's plugin."""
+    env = parse_subnet_env("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=false\n")
+    node = msgspec.structs.replace(NODE, subnet6=None)
+    network = network_of(conf(type="flannel"), node, env)
+    assert (network.default_route, network.hairpin, network.promisc, network.mtu, network.masquerade) == (False, False, False, 1400, True)
+    shipped = network_of(conf(type="flannel", delegate={"hairpinMode": True, "isDefaultGateway": True, "ipMasq": False, "mtu": 1300}), node, env)
+    assert (shipped.default_route, shipped.hairpin, shipped.mtu, shipped.masquerade) == (True, True, 1300, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "subnet", "part"),
+    [
+        ("1/1", "10.0.0.0/24", "10.0.0.0/24"),
+        ("1/2", "10.0.0.0/24", "10.0.0.0/25"),
+        ("4/4", "10.0.0.0/24", "10.0.0.192/26"),
+        ("2/2", "fd00::/64", "fd00::8000:0:0:0/65"),
+    ],
+)
+def test_parts(text, subnet, part):
+    assert str(part_of(text, Prefix.parse(subnet))) == part
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 6), st.integers(24, 24))
+def test_parts_are_the_whole_and_nothing_twice(bits, length):
+    subnet = Prefix(parse_address("10.9.0.0"), length)
+    parts = [part_of(f"{i}/{1 << bits}", subnet) for i in range(1, (1 << bits) + 1)]
+    assert sum(p.step for p in parts) == subnet.step and all(subnet.contains(p) for p in parts) and len(set(parts)) == len(parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"), [("10.0.0.9", "10.0.0.9", "10.0.0.9"), ("10.0.0.8/30", "10.0.0.8", "10.0.0.11"), ("fd00::1-fd00::9", "fd00::1", "fd00::9")]
+)
+def test_spans(text, first, last):
+    assert span_of(text) == Span(parse_address(first), parse_address(last))
+
+
+# ---- results ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", cni.VERSIONS)
+def test_a_result_is_of_the_configurations_version(version):
+    ends = [cni.Interface("cni0", bytes(6), 1450), cni.Interface("eth0", bytes(6), 1450, "/run/netns/x")]
+    ips = [cni.Address(Prefix.parse("10.244.1.2/24"), parse_address("10.244.1.1")), cni.Address(Prefix.parse("fd00::2/64"), parse_address("fd00::1"))]
+    found = cni.result(parse_conf(json.dumps(GOOD | {"cniVersion": version}).encode()), ends, ips, [(Prefix.parse("0.0.0.0/0"), parse_address("10.244.1.1"))])
+    assert found["cniVersion"] == version and found["interfaces"][1]["sandbox"] == "/run/netns/x" and "sandbox" not in found["interfaces"][0]
+    assert [ip.get("version") for ip in found["ips"]] == ([None, None] if version >= "1" else ["4", "6"])
+    assert ("mtu" in found["interfaces"][0]) == (version == "1.1.0") and {ip["interface"] for ip in found["ips"]} == {1}
+
+
+def test_what_the_agent_answers_is_code_log_and_document():
+    assert cni.answer(1, {"a": "b"}, "one\0two") == b'\1one two\0{"a":"b"}' and cni.answer(0) == b"\0\0"
+
+
+# ---- addresses --------------------------------------------------------------------------------------------------
+
+
+def attachment(container="c", **more):
+    return place(AttachRequest(container, "eth0", "/n", **more), NODE, (), (), 0.0)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_what_is_handed_out_is_free_usable_and_not_reserved(data):
+    """Against the list of all addresses of a small range, looked at one by one."""
+    subnet = Prefix.parse("10.9.9.64/27")
+    ends = sorted(data.draw(st.lists(st.integers(0, 31), min_size=2, max_size=2)))
+    pool = Range.whole(subnet, subnet.host(data.draw(st.integers(0, 31))), subnet.host(ends[0]), subnet.host(ends[1]))
+    held = {subnet.host(i) for i in data.draw(st.sets(st.integers(0, 31)))}
+    freed = {subnet.host(i): float(at) for i, at in data.draw(st.dictionaries(st.integers(0, 31), st.integers(0, 100))).items()}
+    reserved = tuple(Span(subnet.host(min(pair)), subnet.host(max(pair))) for pair in data.draw(st.lists(st.tuples(*[st.integers(0, 31)] * 2), max_size=2)))
+    clock = 60.0
+    possible = [subnet.host(i) for i in range(ends[0], ends[1] + 1) if 0 < i < 31 and subnet.host(i) != pool.gateway and subnet.host(i) not in held]
+    free = [a for a in possible if not any(a in span for span in reserved) and not 0 <= clock - freed.get(a, -QUARANTINE_S) < QUARANTINE_S]
+    taken = Taken((), held, freed, clock)
+    try:
+        assert taken.pick(pool, None, reserved) == free[0]
+    except NoAddress as error:
+        assert not free
+        assert error.wait_s is None or 0 < error.wait_s <= QUARANTINE_S
+    assert usable(pool) is not None or not possible
+
+
+def test_quarantine_says_when_it_ends():
+    subnet = Prefix.parse("10.9.9.0/30")
+    taken = Taken((), (), {subnet.host(2): 100.0}, 110.0)
+    with pytest.raises(NoAddress, match=f"the first is free in {QUARANTINE_S - 10:.0f} s") as error:
+        taken.pick(Range.whole(subnet), None, ())
+    assert error.value.wait_s == QUARANTINE_S - 10
+    assert Taken((), (), {subnet.host(2): 100.0}, 100.0 + QUARANTINE_S).pick(Range.whole(subnet), None, ()) == subnet.host(2)
+
+
+def test_whoever_names_an_address_need_not_wait_for_it():
+    """podman network reload: DEL, then ADD with the same address."""
+    address = parse_address("10.244.1.9")
+    request = AttachRequest("c", "eth0", "/n", (address,))
+    assert place(request, NODE, (), (), 0.0, Taken((), (), {address: 5.0}, 6.0)).addresses[0].address == address
+    with pytest.raises(Refused, match="attached already"):
+        place(request, NODE, (), (), 0.0, Taken((), (address,)))
+
+
+def test_the_first_network_of_a_container_keeps_the_default_route():
+    routed = frozenset([Prefix.parse("0.0.0.0/0"), CLUSTER[0]])
+    second = place(AttachRequest("c", "eth1", "/n"), NODE, (), (), 0.0, routed=routed)
+    assert [str(via.dst) for via in second.routes] == [str(CLUSTER[1]), "::/0"]
+
+
+def test_the_alias_brings_an_attachment_back():
+    made = attachment()
+    link = Link(made.host_name, 7, "veth", alias=attach.alias(made), mtu=1430)
+    found = attach.from_alias(link, "cni0", 5.0)
+    assert (found.key, found.addresses, found.mac, found.host_name, found.bridge) == (made.key, made.addresses, made.mac, made.host_name, "cni0")
+    for other in ({"name": "veth00000000"}, {"kind": "bridge"}, {"alias": ""}, {"alias": "tweed x y eth0 c"}, {"alias": link.alias.replace("10.", "x.")}):
+        assert attach.from_alias(msgspec.structs.replace(link, **other), "cni0", 5.0) is None
+    long = msgspec.structs.replace(made, container_id="x" * cni.CONTAINER_ID_MAX, ifname="e" * 15)
+    assert len(attach.alias(long)) < attach.ALIAS_MAX
+
+
+def test_two_bridges_of_one_subnet_are_refused():
+    network = msgspec.structs.replace(NODE, bridge="br1")
+    facts = attach.Facts(bridge=None, elsewhere=(InterfaceAddress("cni0", Prefix.parse("10.244.1.1/24")),))
+    with pytest.raises(Refused, match=r"10\.244\.1\.0/24 of br1 overlaps 10\.244\.1\.1/24 on cni0"):
+        attach.check_elsewhere(network, facts)
+    vtep = attach.Facts(bridge=None, elsewhere=(InterfaceAddress("flannel.1", Prefix.parse("10.244.1.0/32")),))
+    attach.check_elsewhere(network, vtep)
+
+
+# ---- check ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_made_is_as_it_was_made():
+    made = attachment()
+    rows = attach.rows(made)
+    bridge = Link("cni0", 3, "bridge", up=True)
+    seen = Seen(
+        bridge,
+        frozenset(Prefix.parse(text) for text in ("10.244.1.1/24", "fd00:244:0:1::1/64")),
+        Link(made.host_name, 4, "veth", mtu=1430, up=True, master=3, hairpin=True),
+        Link("eth0", 2, "veth", made.mac, 1430, up=True),
+        tuple(row for row in rows if isinstance(row, InterfaceAddress)),
+        (*(row for row in rows if isinstance(row, Route)), Route(Prefix.parse("198.51.100.0/24"), "eth0")),
+    )
+    assert differences(made, seen) == []
+    assert differences(made, msgspec.structs.replace(seen, inside=None, port=None, bridge=None)) == [
+        "bridge cni0 is gone",
+        f"{made.host_name}, the container's device on the node, is gone",
+        "eth0 is gone from the container",
+    ]
+    assert len(differences(made, msgspec.structs.replace(seen, addresses=(), routes=()))) == 3 + 4
+    assert format_address(made.gateways[0]) == "10.244.1.1" and parse_mac("0a:58:0a:f4:01:02") == made.mac
