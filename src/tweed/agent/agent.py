@@ -26,7 +26,7 @@ from tweed.agent.attachments import Attachments
 from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
 from tweed.agent.ears import Ears
 from tweed.agent.exclusive import Exclusive
-from tweed.agent.firewall import Firewall, bridge_filter
+from tweed.agent.firewall import Firewall
 from tweed.agent.leftovers import Leftovers, as_problem
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
@@ -450,7 +450,9 @@ class Agent:
             self.ears.expect(report.changes)
             return msgspec.structs.replace(report, shadows=self.report.shadows, foreign=self.report.foreign)
         self._follow_underlay()
-        self.needs = list(needs.problems(self.site.families, services=self.settings.store == "kube"))
+        # A pod with a namespace is Kubernetes', wherever the leases are.
+        services = self.settings.store == "kube" or any("/" in pod.pod for pod in self.attachments.list())
+        self.needs = list(needs.problems(self.site.families, services=services))
         self.bridge_problems = self.site.bridge_problems(tuple(endpoint.subnet for endpoint in self.membership.own.lease.endpoints), self._pod_bridges)
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers
@@ -587,8 +589,6 @@ class Agent:
         found += as_problem(self.leftovers())
         found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
         found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
-        if any("/" in pod.pod for pod in self.attachments.list()) and (filtering := bridge_filter()):  # a pod with a namespace is Kubernetes'
-            found.append(Problem("bridge-nf-call", BRIDGE, filtering))
         if self.membership is not None and self.membership.fenced:
             found.append(Problem("fenced", self.owner.node, self.membership.fenced))
         if (away := self.store_away_since) is not None:

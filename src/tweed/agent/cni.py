@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from tweed.agent import files
-from tweed.agent.firewall import bridge_filter
 from tweed.agent.log import log
+from tweed.agent.needs import past_iptables
 from tweed.agent.removal import Removal
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links, tables
@@ -145,7 +145,8 @@ class Cni:
                 taken.pick(pool, None, network.reserved)
             except NoAddress as error:
                 raise CniError(wire.LIMITED, str(error)) from None
-        return bridge_filter()
+        assert self.agent.site is not None  # it has a lease
+        return "; ".join(f"{problem.subject}: {problem.text}" for problem in past_iptables(self.agent.site.families))
 
     # ---- what they need ----------------------------------------------------------------------------------------
 

@@ -23,8 +23,6 @@ from tweed.plan.nft import Object, Table, masquerade
 from tweed.plan.screen import Problem
 from tweed.wire.flannel import Network
 
-BRIDGE_FILTER = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
-
 
 class Wish(msgspec.Struct, frozen=True):
     """What should stand: decided from the network, the lease and the settings alone."""
@@ -46,17 +44,6 @@ def wish(settings: Settings, network: Network, lease: Lease, devices: Mapping[in
         dict(devices),
         tuple(masquerade(cluster, subnet, vni=network.vni, fully_random=fully_random) for cluster, subnet in masqueraded),
         tuple(Overlay(cluster, subnet, BRIDGE, devices[cluster.family]) for cluster, subnet in forwarded if cluster.family in devices),
-    )
-
-
-def bridge_filter() -> str:
-    """ "" when packets between the ports of a bridge pass iptables, else what that means."""
-    off = [key for key in BRIDGE_FILTER if sysctl.read(key) != "1"]
-    if not off:
-        return ""
-    return (
-        f"{' and '.join(off)} not 1: a Service's address does not work between containers of this node, since the replies pass the bridge"
-        " without being translated back; modprobe br_netfilter and set them"
     )
 
 

@@ -29,12 +29,14 @@ def problems(families: tuple[int, ...], *, services: bool) -> Iterator[Problem]:
         if not held >> bit & 1:
             yield Problem("capability", name, f"this process lacks it: {consequence}; give it to the container (securityContext.capabilities.add)")
     if services:
-        for family in families:
-            key = BRIDGE_CALLS[family]
-            if sysctl.read(key) != "1":
-                why = "the module br_netfilter is not loaded" if sysctl.read(key) is None else "it is 0"
-                yield Problem(
-                    "br-netfilter",
-                    key,
-                    f"{why}: a pod gets no answer from a Service that leads to a pod of its own node; modprobe br_netfilter, sysctl -w {key}=1",
-                )
+        yield from past_iptables(families)
+
+
+def past_iptables(families: tuple[int, ...]) -> Iterator[Problem]:
+    """What comes of packets between the ports of a bridge passing iptables by."""
+    for family in families:
+        key = BRIDGE_CALLS[family]
+        if sysctl.read(key) != "1":
+            why = "the module br_netfilter is not loaded" if sysctl.read(key) is None else "it is 0"
+            text = f"{why}: a pod gets no answer from a Service that leads to a pod of its own node; modprobe br_netfilter, sysctl -w {key}=1"
+            yield Problem("br-netfilter", key, text)
