@@ -293,6 +293,7 @@ class Agent:
         self.notes.add("files", [str(self.settings.subnet_file.absolute())])
         self._write_subnet_file()
         self.attachments.reconcile()
+        self.spool.replay(self.attachments)
         self.attachments.take_over([endpoint.subnet for endpoint in self.lease().endpoints])
         self.look_again("start")
 

@@ -41,7 +41,7 @@ class Cni:
             call = wire.parse_call(data)
             wire.check_call(call)
             conf = wire.parse_conf(call.config, call.command)
-            self.replay()
+            self.agent.spool.replay(self.agent.attachments)
             commands: dict[str, Callable[[Call, Conf, list[int]], Awaitable[Any]]]
             commands = {"ADD": self.add, "DEL": self.delete, "CHECK": self.check, "GC": self.collect, "STATUS": self.status}
             document = await commands[call.command](call, conf, descriptors)
@@ -62,17 +62,6 @@ class Cni:
         if call.command == "ADD" and answer[0] == 0:
             log.warning("CNI ADD of %s %s: nobody waited for the answer, so it is taken back", call.container_id, call.ifname)
             self.agent.attachments.detach(call.container_id, call.ifname)
-
-    def replay(self) -> None:
-        """Take back what was deleted while no agent was there. What fails stays for the next time."""
-        for path, key in self.agent.spool.waiting():
-            try:
-                if key is not None:
-                    self.agent.attachments.detach(*key)
-                    log.info("container %s %s was deleted while no agent was there: done now", *key)
-                path.unlink(missing_ok=True)
-            except (TweedError, OSError) as error:
-                log.warning("%s: %s; it stays in the queue", path, error)
 
     # ---- the commands ----------------------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from tweed.agent.attachments import Attachments
 from tweed.agent.files import read_text, write_atomic
 from tweed.agent.log import log
+from tweed.errors import TweedError
 from tweed.wire.cni import CniError, check_call, parse_call
 
 
@@ -49,6 +51,17 @@ class Spool:
                 yield path, None
             else:
                 yield path, (call.container_id, call.ifname)
+
+    def replay(self, attachments: Attachments) -> None:
+        """Take back what was deleted while no agent was there. What fails stays for the next time."""
+        for path, key in self.waiting():
+            try:
+                if key is not None:
+                    attachments.detach(*key)
+                    log.info("container %s %s was deleted while no agent was there: done now", *key)
+                path.unlink(missing_ok=True)
+            except (TweedError, OSError) as error:
+                log.warning("%s: %s; it stays in the queue", path, error)
 
     def tell(self, message: str, details: str) -> None:
         """What the plugin says from now on when it finds no agent. Written only when it differs; a full disk is no reason to stop."""

@@ -17,7 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define TRIES 200 /* of STEP_MS each: ten seconds */
+#define TRIES 195 /* of STEP_MS each: ten seconds */
 #define STEP_MS 50
 #define ANSWER_S 60 /* how long an agent may take, and how many tries it then was */
 #define UNANSWERED 100
@@ -132,6 +132,7 @@ static int ask(struct bytes *answer) {
         close(agent);
         return -1;
     }
+    open_inside();
     struct timeval patience = {.tv_sec = ANSWER_S};
     setsockopt(agent, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     union {
@@ -230,7 +231,6 @@ int main(void) {
     append(&call, "", 1);
     append(&call, standard_input.data, standard_input.size);
     for (int tries = 0; tries < TRIES;) {
-        open_inside();
         int answered = ask(&answer);
         if (answered > 0) {
             char *end = answer.data + answer.size, *log = answer.data + 1, *document = log + strlen(log) + 1;
@@ -240,7 +240,6 @@ int main(void) {
                 return 1;
             return answer.data[0];
         }
-        close_inside();
         if (answered == 0 && !strcmp(command, "ADD")) { /* whether it was carried out nobody knows: it is to be taken back */
             if (queue())
                 refuse(5, "\"msg\":\"the agent went away while it attached the container, and this cannot be written down: DEL it\"}");

@@ -8,7 +8,7 @@ import os
 import sys
 from _socket import AF_NETLINK, AF_PACKET, AF_UNIX, SCM_RIGHTS, SHUT_WR, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 
-TRIES, STEP_S = 200, 0.05  # ten seconds
+TRIES, STEP_S = 195, 0.05  # ten seconds
 ANSWER_S, UNANSWERED = 60, 100  # how long an agent may take, and how many tries it then was
 QUEUE_MAX = 1000
 STDIN_MAX = 1 << 20
@@ -71,13 +71,15 @@ def open_inside(command: bytes) -> list[int]:
     return found
 
 
-def ask(path: bytes, call: bytes, descriptors: list[int]) -> bytes | None:
-    """The agent's answer; None when there is no agent, b"" when it went away without one. Closes the descriptors."""
+def ask(path: bytes, call: bytes, command: bytes) -> bytes | None:
+    """The agent's answer; None when there is no agent, b"" when it went away without one."""
     agent = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     answer = None
+    descriptors: list[int] = []
     try:
         agent.connect(path)
         answer = b""
+        descriptors = open_inside(command)
         agent.setsockopt(SOL_SOCKET, SO_RCVTIMEO, ANSWER_S.to_bytes(8, sys.byteorder) + bytes(8))
         rights = b"".join(each.to_bytes(4, sys.byteorder) for each in descriptors)
         sent = agent.sendmsg([call], [(SOL_SOCKET, SCM_RIGHTS, rights)] if rights else [])
@@ -135,7 +137,7 @@ def main() -> tuple[int, bytes, bytes]:
     pause[0].settimeout(STEP_S)
     tries = 0
     while tries < TRIES and not words:
-        answer = ask(run_dir + b"/cni.sock", call, open_inside(command))
+        answer = ask(run_dir + b"/cni.sock", call, command)
         if answer:
             log, _, text = answer[1:].partition(b"\0")
             return answer[0], text, log and log + b"\n"

@@ -99,7 +99,8 @@ class Container:
 
     def send(self, device: str, frames: Sequence[bytes]) -> None:
         """Send Ethernet frames from a device. Raises KernelError."""
-        assert self.packet is not None, "nothing to announce with"
+        if self.packet is None:
+            raise KernelError(f"announce the addresses of {device}", errno.EPERM, "the plugin may not open a packet socket in the container (CAP_NET_RAW)")
         try:
             self.packet.bind((device, 0))
             for frame in frames:
