@@ -405,3 +405,37 @@ def test_what_is_others():
     assert other_macs(records, MINE.key, 6) == set()
     assert other_subnets(records, MINE.key) == [Prefix.parse("10.244.2.0/24")]
     assert len(other_macs(records, None, 4)) == 2
+
+
+# ---- a lease that is tied to this node's name (Kubernetes) ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("owner", [ME, None])
+async def test_a_given_lease_is_put_right_whatever_somebody_wrote_into_it(place, owner):
+    place.membership.given = True
+    await place.join()
+    place.store.put(lease(host="192.168.2.99", mac="02:00:00:00:00:99"), owner)
+    await place.see()
+    await place.membership.publish(MINE)
+    assert not place.membership.fenced and place.store.records[MINE.key].lease == MINE and place.store.records[MINE.key].owner == ME
+
+
+async def test_a_given_lease_that_is_rubbish_is_written_anew(place):
+    place.membership.given = True
+    await place.join()
+    place.store.records.clear()
+    place.store.junk = (Junk(MINE.key, "not JSON"),)
+    await place.see()
+    place.store.junk = ()  # the store takes a node's own over
+    await place.membership.publish(MINE)
+    assert not place.membership.fenced and place.store.writes == ["create"]
+
+
+@pytest.mark.parametrize("owner", [OTHER, MY_CLONE])
+async def test_a_given_lease_of_another_boot_or_name_still_fences(place, owner):
+    place.membership.given = True
+    await place.join()
+    place.store.put(MINE, owner)
+    await place.see()
+    await place.membership.publish(MINE)
+    assert place.membership.fenced and place.store.writes == []

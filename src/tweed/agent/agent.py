@@ -104,6 +104,7 @@ class Agent:
         self.talk: asyncio.Task[bool] | None = None
         self.waiting_since: float | None = None
         self.start_over = ""
+        self.untold = False  # something came while the store was being talked to
 
     # ---- life ------------------------------------------------------------------------------------------------
 
@@ -140,7 +141,7 @@ class Agent:
         self.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
         for what in ("direct-routing", "mac-rewritten"):
             self.problems.pop(what, None)
-        self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases)
+        self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases, given=self.given is not None)
         if network.direct_routing:
             text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"
             self.problems["direct-routing"] = Problem("direct-routing", "network configuration", text)
@@ -405,29 +406,33 @@ class Agent:
         except StoreError as error:
             self.problems["announce"] = Problem("announce", self.owner.node, f"cannot tell that this node's network works: {error}")
 
-    async def _check_given(self) -> None:
-        """Follow what the store prescribes to this node. While it says nothing (its Node is gone), what was given last stays in force."""
+    async def _check_given(self) -> bool:
+        """Follow what the store prescribes to this node. False while it says nothing (its Node is gone): what was given last stays in force, unpublished."""
         assert self.store is not None
         try:
             given = await self.store.given(self.owner.node)
             self.problems.pop("given", None)
         except StoreError as error:
             self.problems["given"] = Problem("given", self.owner.node, str(error))
-            return
+            return False
         if given is not None and self.given is not None and not given.like(self.given):
             raise StartOver("the store gives this node something else now")
+        return True
 
     def _tell_store(self, *, look: bool) -> None:
         """Publish, and with `look` read the configuration, beside the loop: a store that takes its time holds up no repair."""
         if self.talk is None or self.talk.done():
             self.talk = asyncio.create_task(self._talk(self.lease(), look))
             self.talk.add_done_callback(self._talked)
+        else:
+            self.untold = True
 
     async def _talk(self, lease: Lease, look: bool) -> bool:
         assert self.membership is not None
         if look:
             await self._check_configuration()
-        await self._check_given()
+        if not await self._check_given():
+            return False
         changed = await self.membership.publish(lease)
         if self.ready:
             await self._announce()
@@ -435,8 +440,9 @@ class Agent:
 
     def _talked(self, task: asyncio.Task[bool]) -> None:
         """Back in the loop: another pass where something changed, else only the next renewal is to be waited for."""
-        if not task.cancelled() and task.exception() is None and task.result():
+        if not task.cancelled() and task.exception() is None and (task.result() or self.untold):
             self.look_again("published")
+        self.untold = False
         self.wake.set()
 
     async def _mend(self, reasons: set[str]) -> Report:

@@ -35,13 +35,17 @@ class Backoff:
 
 
 class Membership:
-    """What this node knows of the store. `woke(keys)` is called after every change, with the keys that changed (None: anything)."""
+    """What this node knows of the store. `woke(keys)` is called after every change, with the keys that changed (None: anything).
 
-    def __init__(self, store: LeaseStore, owner: Owner, renew_margin_s: float, woke: Callable[[set[str] | None], None]) -> None:
+    `given`: the store ties our lease to our name, so that whatever somebody writes into it is put right; only another boot id tells a clone.
+    """
+
+    def __init__(self, store: LeaseStore, owner: Owner, renew_margin_s: float, woke: Callable[[set[str] | None], None], *, given: bool = False) -> None:
         self.store = store
         self.owner = owner
         self.renew_margin_s = renew_margin_s
         self.woke = woke
+        self.given = given
         self.records: dict[str, LeaseRecord] = {}
         self.junk: dict[str, Junk] = {}
         self.own: LeaseRecord | None = None
@@ -146,7 +150,7 @@ class Membership:
             return False
         self.failed = False
         now = self.own_now
-        if (other := self._usurper(now, lease)) or self.own.key in self.junk:
+        if (other := self._usurper(now, lease)) or (self.own.key in self.junk and not self.given):
             self.fence(other or "something that is no lease")
             return True
         try:
@@ -183,7 +187,7 @@ class Membership:
         if now.revision <= self.own.revision:
             return ""
         hosts = {None, *(e.public_ip for e in lease.endpoints), *(e.public_ip for e in self.own.lease.endpoints)}
-        elsewhere = any(e.public_ip not in hosts for e in now.lease.endpoints)
+        elsewhere = not self.given and any(e.public_ip not in hosts for e in now.lease.endpoints)
         if now.owner is None:
             return "a node that keeps no owner record" if elsewhere else ""
         if now.owner.node != self.owner.node:

@@ -1,7 +1,7 @@
 """A lab's leases in the annotations of Nodes, on a stand-in for the Kubernetes API server at the gateway's address in the lab's `world`.
 
 The lab plays kubelet and kube-controller-manager: there is a Node for each machine, and it has pod CIDRs. The agents have a kubeconfig
-with one token for all, which may do what the role in deploy/kubernetes allows, and no more.
+with one token for all, which may do what the role in deploy/kubernetes allows, and no more; with `kube/admin` one may do everything.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +38,27 @@ def check() -> None:
 def prepare(lab: Lab, topology: Topology) -> tuple[str, ...]:
     directory = lab.directory / "kube"
     directory.mkdir()
-    host, token = format_address(topology.gateway), secrets.token_hex(16)
-    config, kubeconfig = directory / "net-conf.json", directory / "kubeconfig"
+    host = format_address(topology.gateway)
+    config = directory / "net-conf.json"
     config.write_text(topology.config)
-    kubeconfig.write_bytes(access(f"http://{host}:{PORT}", token))
-    start(lab, host, {"tokens": {token: RULES}, "nodes": nodes(topology)})
-    return "--store=kube", f"--kubeconfig-file={kubeconfig}", f"--net-config-path={config}"
+    tokens: dict[str, Sequence[tuple[str, str]]] = {}
+    for name, rules in (("kubeconfig", RULES), ("admin", (("*", "*"),))):
+        token = secrets.token_hex(16)
+        tokens[token] = rules
+        (directory / name).write_bytes(access(f"http://{host}:{PORT}", token))
+    start(lab, host, {"tokens": tokens, "nodes": nodes(topology)})
+    return "--store=kube", f"--kubeconfig-file={directory / 'kubeconfig'}", f"--net-config-path={config}"
 
 
 def access(server: str, token: str) -> bytes:
     """A kubeconfig, in JSON."""
-    context = {"cluster": "lab", "user": "agent"}
+    context = {"cluster": "lab", "user": "lab"}
     return msgspec.json.encode(
         {
             "kind": "Config",
             "apiVersion": "v1",
             "clusters": [{"name": "lab", "cluster": {"server": server}}],
-            "users": [{"name": "agent", "user": {"token": token}}],
+            "users": [{"name": "lab", "user": {"token": token}}],
             "contexts": [{"name": "lab", "context": context}],
             "current-context": "lab",
         }
