@@ -54,7 +54,7 @@ class Member:
         words = [f"--name={self.name}", f"--data-dir={self.cluster.directory / self.name}", f"--listen-client-urls={self.url}"]
         words += [f"--advertise-client-urls={self.url}", f"--listen-peer-urls={self.peer_url}", f"--initial-advertise-peer-urls={self.peer_url}"]
         words += [f"--initial-cluster={members}", "--logger=zap", "--log-level=error", *tls]
-        command = ["setpriv", "--pdeathsig", "KILL", str(self.cluster.binaries / "etcd"), *words]
+        command = ["setpriv", "--pdeathsig", "KILL", *self.cluster.enter, str(self.cluster.binaries / "etcd"), *words]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
         with (self.cluster.directory / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -73,10 +73,14 @@ class Member:
 
 
 class Server:
-    """A cluster of one or more members. With `pki` (a directory, see `make_pki`) everything speaks TLS and asks for client certificates."""
+    """A cluster of one or more members. With `pki` (a directory, see `make_pki`) everything speaks TLS and asks for client certificates.
 
-    def __init__(self, directory: Path, version: str = "etcd34", members: int = 1, pki: Path | None = None) -> None:
+    With `netns` (its name) all of it runs in that network namespace, whose loopback is up.
+    """
+
+    def __init__(self, directory: Path, version: str = "etcd34", members: int = 1, pki: Path | None = None, netns: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.enter = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
         self.directory, self.binaries, self.pki = directory, VERSIONS[version], pki
         self.scheme = "https" if pki else "http"
         self.user = ""
@@ -108,7 +112,7 @@ class Server:
 
     def ctl(self, *words: str, user: str | None = None, stdin: str | None = None) -> str:
         """What etcdctl prints. RuntimeError when it fails."""
-        command = [str(self.binaries / "etcdctl"), f"--endpoints={','.join(self.endpoints)}", "--command-timeout=5s", "--dial-timeout=2s"]
+        command = [*self.enter, str(self.binaries / "etcdctl"), f"--endpoints={','.join(self.endpoints)}", "--command-timeout=5s", "--dial-timeout=2s"]
         if self.pki is not None:
             command += [f"--cacert={self.pki}/ca.pem", f"--cert={self.pki}/client.pem", f"--key={self.pki}/client.key"]
         if user := self.user if user is None else user:
@@ -134,13 +138,26 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(directory: Path, version: str = "etcd34", members: int = 1, pki: Path | None = None) -> Iterator[Server]:
-    server = Server(directory, version, members, pki)
+def running(directory: Path, version: str = "etcd34", members: int = 1, pki: Path | None = None, netns: str = "") -> Iterator[Server]:
+    server = Server(directory, version, members, pki, netns)
     try:
         server.start()
         yield server
     finally:
         server.stop()
+
+
+def lock_up(server: Server, prefix: str) -> None:
+    """Users with passwords: root:pw1, agent:pw2 who may write below `prefix`, and other:pw3 who may nothing."""
+    server.ctl("user", "add", "root:pw1")
+    server.ctl("user", "grant-role", "root", "root")
+    server.ctl("role", "add", "net")
+    server.ctl("role", "grant-permission", "net", "readwrite", "--prefix=true", f"{prefix}/")
+    for user in ("agent:pw2", "other:pw3"):
+        server.ctl("user", "add", user)
+    server.ctl("user", "grant-role", "agent", "net")
+    server.ctl("auth", "enable")
+    server.user = "root:pw1"
 
 
 def make_pki(directory: Path) -> Path:

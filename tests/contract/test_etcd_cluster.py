@@ -27,15 +27,7 @@ TRIES_PAUSE_S = 0.1
 def cluster(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cluster")
     with etcd_server.running(directory, members=3, pki=etcd_server.make_pki(directory / "pki")) as server:
-        server.ctl("user", "add", "root:pw1")
-        server.ctl("user", "grant-role", "root", "root")
-        server.ctl("role", "add", "net")
-        server.ctl("role", "grant-permission", "net", "readwrite", "--prefix=true", f"{PREFIX}/")
-        for user in ("agent:pw2", "other:pw3"):
-            server.ctl("user", "add", user)
-        server.ctl("user", "grant-role", "agent", "net")
-        server.ctl("auth", "enable")
-        server.user = "root:pw1"
+        etcd_server.lock_up(server, PREFIX)
         yield server
 
 

@@ -63,13 +63,13 @@ class Membership:
         """Watch from the last snapshot on, for ever; when the watch breaks, all is read again. Nothing is removed while the store is away."""
         backoff, broken = Backoff(), False
         while True:
+            began = boottime()
             try:
                 if broken:
                     self.see_snapshot(await self.store.snapshot())
                     broken = False
                 async for events in self.store.watch(self.revision):
                     self.see_events(events)
-                    backoff.reset()
             except Compacted:
                 log.info("the store no longer keeps the changes since revision %d: reading all leases again", self.revision)
                 broken = True
@@ -77,6 +77,8 @@ class Membership:
             except StoreError as error:
                 self.lost(error)
                 broken = True
+                if boottime() - began > BACKOFF_S[1]:
+                    backoff.reset()  # it had lasted
                 await backoff.pause()
 
     def see_snapshot(self, snapshot: Snapshot) -> None:

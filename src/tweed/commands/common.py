@@ -57,7 +57,7 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_settings(*arguments: Any, **given: Any) -> Any:
         texts = [(option.name, given.pop(option.field)) for option in STORE_OPTIONS]
-        return command(*arguments, settings=store_settings([f"--{name}={text}" for name, text in texts if text]), **given)
+        return command(*arguments, settings=store_settings([f"--{name}={text}" for name, text in texts if text is not None]), **given)
 
     for option in reversed(STORE_OPTIONS):
         shown = "default: the store of this node's agent, else store.db in the state directory" if option.name == "store" else option.help

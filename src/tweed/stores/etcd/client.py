@@ -264,4 +264,4 @@ def reason(code: grpc.StatusCode, details: str) -> str:
 
 
 def away(failures: list[str]) -> StoreUnavailable:
-    return StoreUnavailable(f"etcd does not answer ({'; '.join(sorted(failures))})")
+    return StoreUnavailable(f"etcd does not answer ({'; '.join(sorted(failures))}): start it, or correct --etcd-endpoints")

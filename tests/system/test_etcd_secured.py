@@ -1,0 +1,95 @@
+"""A real agent on three members with TLS and users: what it needs, what it never says, and how it lives through the loss of the majority."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from tests import etcd_server
+from tests.system.cluster import V4, Cluster, Node, wait_for
+
+PREFIX = "/coreos.com/network"
+# Longer than etcd and the agent wait for an answer. What happens after a minute is the same, and was tried by hand.
+LOST_S = float(os.environ.get("TWEED_TEST_MAJORITY_LOST_S", "4"))
+
+
+@pytest.fixture
+def node(tmp_path: Path):
+    with Cluster(tmp_path, 1, config=None) as cluster:
+        yield cluster.nodes[0]
+
+
+def flags(etcd: etcd_server.Server) -> list[str]:
+    files = {"cafile": "ca.pem", "certfile": "client.pem", "keyfile": "client.key"}
+    words = ["--store=etcd", f"--etcd-endpoints={','.join(etcd.endpoints)}", "--etcd-username=agent"]
+    return [*words, *(f"--etcd-{flag}={etcd.pki}/{name}" for flag, name in files.items())]
+
+
+def log_of(node: Node) -> list[str]:
+    return node.log.read_text().splitlines()
+
+
+def test_an_agent_on_a_secured_cluster_through_the_loss_of_its_majority(node: Node, tmp_path: Path) -> None:
+    with etcd_server.running(tmp_path / "etcd", members=3, pki=etcd_server.make_pki(tmp_path / "pki"), netns=node.name) as etcd:
+        etcd_server.lock_up(etcd, PREFIX)
+        refused = node.tweed("lease", "list", *flags(etcd))
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1) and "refuses --etcd-username" in refused.stderr
+        node.cluster.environment["TWEED_ETCD_PASSWORD"] = "pw2"
+        done = node.tweed("net", "init", json.dumps(V4), *flags(etcd))
+        assert done.returncode == 0, done.stderr
+
+        node.start(*flags(etcd))
+        own = node.status()["lease"]["key"]
+        assert node.process is not None and "pw2" not in Path(f"/proc/{node.process.pid}/cmdline").read_text()
+        del node.cluster.environment["TWEED_ETCD_PASSWORD"]
+        assert "pw2" not in json.dumps(node.status())
+        etcd.ctl("put", f"{PREFIX}/subnets/10.244.200.0-24", json.dumps(peer("192.168.2.200")))
+        wait_for(lambda: "10.244.200.0/24" in node.sh("ip route"), "a peer is programmed")
+
+        for member in etcd.members[:2]:
+            member.end()
+        wait_for(lambda: "store-away" in node.problems(), "it says that the store is away", 60)
+        time.sleep(LOST_S)
+        assert "10.244.200.0/24" in node.sh("ip route") and node.status()["ready"]
+        node.sh("ip route del 10.244.200.0/24")
+        wait_for(lambda: "10.244.200.0/24" in node.sh("ip route"), "rows are mended meanwhile")
+        etcd.start(*etcd.members[:2])
+        etcd.compact()
+        etcd.ctl("put", f"{PREFIX}/subnets/10.244.201.0-24", json.dumps(peer("192.168.2.201")))
+        wait_for(lambda: "10.244.201.0/24" in node.sh("ip route"), "it catches up", 60)
+        wait_for(lambda: not node.problems(), "nothing is left to be said")
+        assert node.status()["lease"]["key"] == own
+        lines = [line for line in log_of(node) if "store" in line]
+        assert sum("WARNING the store does not answer" in line for line in lines) == 1 and len(lines) < 12, lines
+        assert not any(secret in line for line in log_of(node) for secret in ("pw2", "-----BEGIN"))
+
+        node.end()
+        node.cluster.environment["TWEED_ETCD_PASSWORD"] = "pw2"
+        gone = node.tweed("cleanup", *node.flags, *flags(etcd))
+        assert gone.returncode == 0 and "released lease" in gone.stdout, gone.stderr
+        left = etcd.ctl("get", "--prefix", "--keys-only", f"{PREFIX}/").split()
+        assert left == [f"{PREFIX}/config", f"{PREFIX}/subnets/10.244.200.0-24", f"{PREFIX}/subnets/10.244.201.0-24"]
+
+
+def peer(host: str) -> dict[str, object]:
+    mac = f"02:00:00:00:00:{int(host.rpartition('.')[2]):02x}"
+    return {"PublicIP": host, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": mac}}
+
+
+def test_a_start_without_etcd_waits_says_why_and_since_when_and_goes_on_by_itself(node: Node, tmp_path: Path) -> None:
+    etcd = etcd_server.Server(tmp_path / "etcd", netns=node.name)
+    try:
+        node.start("--store=etcd", f"--etcd-endpoints={etcd.endpoints[0]}", ready=False)
+        wait_for(lambda: "store-away" in node.problems(), "it says so")
+        document = node.status()
+        assert not document["ready"] and document["store"]["away_since"] and "Connection refused" in document["reason"]
+        assert node.tweed("lease", "list", "--store=etcd", f"--etcd-endpoints={etcd.endpoints[0]}").stderr.count("\n") == 1
+        etcd.start()
+        wait_for(lambda: "no network configuration" in node.status()["reason"], "etcd is empty")
+        assert node.tweed("net", "init", json.dumps(V4), "--store=etcd", f"--etcd-endpoints={etcd.endpoints[0]}").returncode == 0
+        wait_for(lambda: node.status()["ready"] and not node.problems(), "it goes on by itself")
+    finally:
+        etcd.stop()
