@@ -128,7 +128,7 @@ class Agent:
 
     async def _serve_network(self) -> None:
         """With one network configuration: join, then keep right."""
-        self.complete = False
+        self.complete, self.report = False, Report()
         if self.store is None:
             self.store = await self._insist(self._open_store)
         store = self.store
