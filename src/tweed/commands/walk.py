@@ -76,25 +76,54 @@ def spread(args: list[str], valued: Collection[str]) -> list[str]:
 @click.option("--lab", "lab_name", metavar="LAB", help="In this lab; needed when several are up.")
 @click.option("--live", "as_live", is_flag=True, help="Send a real packet and show what every device does with it.")
 @click.option("--fix", is_flag=True, help="With --live: run the commands that mend the first divergence, then send another.")
-@click.argument("src")
-@click.argument("dst")
+@click.option("--record", "recording", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Across machines: write what this one sees.")
+@click.option("--join", "joining", is_flag=True, help="Across machines: put the recordings that follow together as one walk.")
+@click.argument("words", nargs=-1, metavar="SRC DST")
 @json_option
 @show_options
-def walk(files: tuple[str, ...], lab_name: str | None, as_live: bool, fix: bool, src: str, dst: str, as_json: bool, **shown: Any) -> None:
+def walk(
+    files: tuple[str, ...],
+    lab_name: str | None,
+    as_live: bool,
+    fix: bool,
+    recording: Path | None,
+    joining: bool,
+    words: tuple[str, ...],
+    as_json: bool,
+    **shown: Any,
+) -> None:
     """How a packet travels from SRC to DST, which row of which table decides at each step, and what the tables do not say.
 
     Each is an address, a pod, node/pod or a node. Without --tables the tables are those of the kernel now, of this node or of the lab that is
     up, and the kernel is asked for each decision too. With --live a real packet goes that way: every device, look-up and drop that it meets is
     shown beside what the tables say, and the first difference is named with what mends it.
 
+    Across machines: `walk --record FILE SRC DST` on each, the one that has SRC last, which sends the packet; then `walk --join FILE...`
+
     Exit 0 delivered, 1 a problem, 2 usage (no tables, an unknown address), 3 not enough known.
     """
     want = wanted(shown)
+    ways = {"--tables": bool(files), "--live": as_live, "--record": recording is not None, "--join": joining}
+    if len(given := [name for name, is_given in ways.items() if is_given]) > 1:
+        raise UsageError(f"{' and '.join(given)}: give one of them")
+    if joining:
+        from tweed.commands.walk_record import joined
+
+        if not words:
+            raise UsageError("--join: name the files that `tweed walk --record` wrote on each machine")
+        finish(*joined(words, want), want, as_json=as_json)
+        return
+    if len(words) != 2:
+        raise UsageError(f"SRC and DST: two words are needed, {len(words)} are there")
+    src, dst = words
+    if recording is not None:
+        from tweed.commands.walk_record import record
+
+        record(recording, src, dst, want)
+        return
     if fix and not as_live:
         raise UsageError("--fix: it goes with --live, which shows whether it helped")
     if as_live:
-        if files:
-            raise UsageError("--live and --tables: give one of them: pasted tables have no kernel to send a packet through")
         sys.exit(observed(lab_name, src, dst, want, fix=fix, as_json=as_json))
     if not files:
         found, snapshot = live(lab_name, src, dst, want)
@@ -106,6 +135,10 @@ def walk(files: tuple[str, ...], lab_name: str | None, as_live: bool, fix: bool,
             raise UsageError(f"{', '.join(files)}: no tables: nothing there looks like the output of ip, bridge, ss or sysctl")
         cluster = Cluster(snapshot)
         found = trip(cluster, Intent(cluster), want.probe(*ends(cluster, src, dst)), find(cluster))
+    finish(found, snapshot, want, as_json=as_json)
+
+
+def finish(found: Walk, snapshot: Snapshot, want: Wanted, *, as_json: bool) -> None:
     if as_json:
         print_json(document(found, sayer(want.language), snapshot.unread))
         save(found, snapshot, want)

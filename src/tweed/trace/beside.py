@@ -120,8 +120,8 @@ def lay(walk: Walk, branch: str, probe: Probe, cluster: Cluster, mine: Sequence[
                 drop = sight
             else:
                 elsewhere = sight
-        masked = masked or other_source(sight, probe) or any(said.id == "snat-possible" for each in steps[: step + 1] for said in each.assumptions)
-        differs = differences(hops[step], sight, masked) if position in owner else ()
+        differs = differences(hops[step], sight, masked or snat_possible(steps[: step + 1])) if position in owner else ()
+        masked = masked or other_source(sight, probe)  # told where it happens, and a matter of course from there on
         moment = sight.event.t_ns
         told.setdefault(step, []).append(of_event(sight, began_ns, None if before_ns is None else (moment - before_ns) / 1000, differs))
         before_ns = moment
@@ -134,6 +134,10 @@ def lay(walk: Walk, branch: str, probe: Probe, cluster: Cluster, mine: Sequence[
 def where(stage: Stage) -> tuple[str, str, str, bool]:
     hop = stage.hop
     return hop.node, hop.device, hop.direction, hop.tunnel is not None
+
+
+def snat_possible(steps: Sequence[Step]) -> bool:
+    return any(said.id == "snat-possible" for step in steps for said in step.assumptions)
 
 
 def other_source(sight: Sight, probe: Probe) -> bool:

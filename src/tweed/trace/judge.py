@@ -44,7 +44,10 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe))
     made = msgspec.structs.replace(there, tier=tier, blind=blind)
     if (other := masqueraded(seen.sights, probe)) is not None:
-        return made if answered and returned(seen.sights, cluster, probe) else replaced(made, other, probe)
+        if answered and returned(seen.sights, cluster, probe):  # with the other source it came back all the same
+            unlike_only = made.first_divergence is not None and made.first_divergence.cause.id == "bytes-differ"
+            return msgspec.structs.replace(made, first_divergence=None) if unlike_only else made
+        return replaced(made, other, probe)
     if there.verdict not in ("delivered", "detour") or ways.back is None or probe.src == probe.dst:
         return made
     if not answered and not any(sight.leg == "back" and sight.event.kind == DROPPED for sight in seen.sights):
@@ -56,7 +59,7 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
         behind,
         cluster,
         seen,
-        arrived=arrived(ways.back, behind, cluster, back),
+        arrived=arrived(ways.back, behind, cluster, back) or returned(seen.sights, cluster, probe),
         compare=answer is not None and not errors(seen.sights),
     )
     reply = msgspec.structs.replace(reply, tier=tier)

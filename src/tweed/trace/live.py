@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -28,13 +28,13 @@ from tweed.trace.blame import blame
 from tweed.trace.cluster import Cluster
 from tweed.trace.diagnose import diagnose
 from tweed.trace.drops import peer_of
-from tweed.trace.events import CAPTURED, DROPPED, RECEIVED, Event
+from tweed.trace.events import CAPTURED, DROPPED, RECEIVED, ROUTED, Event
 from tweed.trace.frames import Probe
 from tweed.trace.intent import Intent
 from tweed.trace.judge import Outcome, Ways, judge
 from tweed.trace.probe import Shot
 from tweed.trace.result import Divergence, Fix, Quote, Said, Tier, Walk
-from tweed.trace.sights import Recognised, sights
+from tweed.trace.sights import Recognised, Sight, sights
 from tweed.trace.underlay import FLANNEL_PORT
 from tweed.trace.walk import walk as follow
 
@@ -177,14 +177,13 @@ def shoot(cluster: Cluster, spaces: Spaces, shot: Shot, watch: Watch) -> Walk:
         raise UsageError(f"{format_address(probe.src)}: no namespace here has this address, so nothing can be sent from it: run this on its node")
     ways = predict(cluster, shot, watch.tier)
     ports = tunnels(cluster)
-    watch.look_for(shot, ports, (probe.src, probe.dst, *outer_hosts(ways.there), *outer_hosts(ways.back)))
+    watch.look_for(shot, ports, addresses(cluster, shot, watch.tier))
     places = {netns(descriptor): name for name, descriptor in spaces.items()}
     with shots.opened(shot, spaces[source.tables.name]) as opened:
         refused = shots.send(opened, shot)
-        events = watch_until(watch, Unresolved(cluster, spaces, ways.there), source_netns(places, source.tables.name), bool(refused))
+        events = watch_until(watch, Unresolved(cluster, spaces, ways.there), source_netns(places, source.tables.name), bool(refused), places)
     seen = sights(events, places, probe, [port for port, skip in ports.items() if skip])
-    began = next((sight.event.t_ns for sight in seen if sight.leg), 0)
-    return judge(ways, probe, shots.reply_to(shot), cluster, Outcome(seen, began, refused), watch.tier, watch.blind)
+    return judge(ways, probe, shots.reply_to(shot), cluster, Outcome(seen, first_seen(seen), refused), watch.tier, watch.blind)
 
 
 def predict(cluster: Cluster, shot: Shot, tier: Tier) -> Ways:
@@ -200,23 +199,42 @@ def predict(cluster: Cluster, shot: Shot, tier: Tier) -> Ways:
         return Ways(there)
 
 
+def first_seen(seen: Sequence[Sight]) -> int:
+    """When the probe, or the look-up for it, was seen first."""
+    return next((sight.event.t_ns for sight in seen if sight.leg), 0)
+
+
+def addresses(cluster: Cluster, shot: Shot, tier: Tier) -> tuple[bytes, ...]:
+    """Whose look-ups belong to a probe: its ends, and the hosts that tunnels lead to, as far as tables tell of them."""
+    try:
+        ways = predict(cluster, shot, tier)
+    except UsageError:  # the source is another machine's
+        return (shot.probe.src, shot.probe.dst)
+    return (shot.probe.src, shot.probe.dst, *outer_hosts(ways.there), *outer_hosts(ways.back))
+
+
 def source_netns(places: Mapping[int, str], name: str) -> int:
     return next(netns for netns, place in places.items() if place == name)
 
 
-def watch_until(watch: Watch, unresolved: Unresolved, source: int, refused: bool) -> list[Event]:
+def of_places(events: list[Event], places: Collection[int]) -> list[Event]:
+    """Without look-ups that other namespaces made for the same addresses: they have no nonce."""
+    return [event for event in events if event.kind != ROUTED or event.netns in places or (event.netns == 0 and event.code)]
+
+
+def watch_until(watch: Watch, unresolved: Unresolved, source: int, refused: bool, places: Collection[int]) -> list[Event]:
     """Events until the answer is back at the source, or until nothing comes any more."""
     events: list[Event] = []
     started = last = time.monotonic()
     while True:
-        new = watch.drain(SLICE_S)
+        new = of_places(watch.drain(SLICE_S), places)
         events += new
         now = time.monotonic()
         if new:
             last = now
         if any(event.netns == source and event.kind in (RECEIVED, CAPTURED) and event.direction in ("", "in") for event in new):
             time.sleep(SETTLE_S)
-            return events + watch.drain(0)
+            return events + of_places(watch.drain(0), places)
         waiting = now - last
         if waiting < QUIET_S and not (refused and waiting >= SLICE_S):
             continue

@@ -151,7 +151,11 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "times-inside": ("times inside a node on the way in: a received frame keeps one time stamp", "接收方向上节点内部的时间：收到的帧只有一个时间戳"),
         "everything-sent": ("whether a packet really goes this way: nothing was sent", "包是否真的这样走：没有发送任何包"),
         "other-machines": ("other machines: {nodes}", "其他机器：{nodes}"),
-        "clock": ("one-way times between machines finer than {uncertainty}", "机器之间小于 {uncertainty} 的单程时间差"),
+        "clock": (
+            "one-way times to {machine} finer than {uncertainty}: its clock is {offset} from the sender's, give or take that",
+            "到 {machine} 的单程时间不比 {uncertainty} 更精确：它的时钟与发送端相差 {offset}，误差在此之内",
+        ),
+        "clock-unknown": ("one-way times to {machine}: nothing came back from it to compare clocks by", "到 {machine} 的单程时间：没有返回的包可用于比对时钟"),
     },
     "loss": {
         "shorter-prefix": ("/{length} is shorter than /{winner}", "/{length} 短于 /{winner}"),

@@ -138,7 +138,8 @@ BLIND: dict[str, tuple[str, ...]] = {
     "times-inside": (),
     "everything-sent": (),
     "other-machines": ("nodes",),
-    "clock": ("uncertainty",),
+    "clock": ("machine", "offset", "uncertainty"),
+    "clock-unknown": ("machine",),
 }
 
 # Why a row that also fits did not decide.

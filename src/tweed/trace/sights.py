@@ -16,6 +16,7 @@ from tweed.wire.packet import Layer, Packet, decode
 
 Leg = Literal["there", "back", "error", ""]
 NETWORKS = ("ipv4", "ipv6")
+AT_ONCE_NS = 1_000_000
 
 
 class Sight(msgspec.Struct, frozen=True):
@@ -92,7 +93,8 @@ def direction(event: Event) -> Literal["in", "out", ""]:
 
 def node_of(found: list[Sight], event: Event) -> str:
     """A look-up that fails has no device, so no namespace: it is made for the packet that this CPU handled last."""
-    return next((sight.node for sight in reversed(found) if sight.event.cpu == event.cpu and sight.moves), "")
+    near = (sight for sight in reversed(found) if sight.event.cpu == event.cpu and sight.moves and event.t_ns - sight.event.t_ns < AT_ONCE_NS)
+    return next((sight.node for sight in near), "")
 
 
 def innermost(packet: Packet) -> Layer | None:
