@@ -23,6 +23,7 @@ PATCHES = {"application/merge-patch+json": False, "application/strategic-merge-p
 # What a token may do: (verb, resource), as in a role. `*` for any.
 Rules = Collection[tuple[str, str]]
 BODY_MAX = 3 << 20
+AT_ONCE = 100  # lines of a watch in one write
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -186,7 +187,8 @@ class KubeServer:
         while True:
             if watcher.lines and not self.stalled:
                 lines, watcher.lines = watcher.lines, []
-                await response.write(b"\n".join(lines) + b"\n")
+                for at in range(0, len(lines), AT_ONCE):  # asyncio moves all that waits with each part that is sent
+                    await response.write(b"\n".join(lines[at : at + AT_ONCE]) + b"\n")
             if watcher.ended and not self.stalled:
                 return
             until = min(ends, bookmark) if bookmarks else ends
