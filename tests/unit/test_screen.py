@@ -205,12 +205,12 @@ def leases(draw):
 
 
 @settings(max_examples=27)
-@given(leases(), st.booleans())
-def test_overlaps_against_the_slow_oracle(records: list[LeaseRecord], with_own: bool):
+@given(leases(), st.booleans(), st.sampled_from([frozenset(), frozenset({24}), frozenset({24, 64}), frozenset({22})]))
+def test_overlaps_against_the_slow_oracle(records: list[LeaseRecord], with_own: bool, lengths: frozenset[int]):
     own = OWN if with_own else None
     records = [r for r in records if r.key != OWN.key]
-    result = screen(records, (), own, "vxlan", NETWORKS)
-    assert {(key, e.subnet) for key, lease in result.peers.items() for e in lease.endpoints} == standing(records, own)
+    result = screen(records, (), own, "vxlan", NETWORKS, lengths)
+    assert {(key, e.subnet) for key, lease in result.peers.items() for e in lease.endpoints} == standing(records, own, lengths)
 
 
 @st.composite
@@ -224,16 +224,27 @@ def change(draw):
 
 
 @settings(max_examples=33)
-@given(st.lists(st.tuples(st.lists(change(), max_size=3), st.sampled_from([OWN, OWN, OWN, record(1, "10.244.8.0/24", created=500)])), max_size=6))
-def test_seen_one_change_after_another_or_all_at_once(rounds):
-    kept, records = Screening("vxlan", NETWORKS), {}
+@given(
+    st.lists(st.tuples(st.lists(change(), max_size=3), st.sampled_from([OWN, OWN, OWN, record(1, "10.244.8.0/24", created=500)])), max_size=6),
+    st.sampled_from([frozenset(), frozenset({24, 64})]),
+)
+def test_seen_one_change_after_another_or_all_at_once(rounds, lengths):
+    kept, records = Screening("vxlan", NETWORKS, lengths), {}
     kept.see(records, (), OWN)
     for number, (changes, own) in enumerate(rounds):
         for at, (key, new) in enumerate(changes):
             records.pop(key, None)
             if new is not None:
                 records[key] = structs.replace(new, created=10 * number + at)
-        assert kept.see(records, (), own, {key for key, _ in changes}) == screen(records.values(), (), own, "vxlan", NETWORKS)
+        assert kept.see(records, (), own, {key for key, _ in changes}) == screen(records.values(), (), own, "vxlan", NETWORKS, lengths)
+
+
+def test_an_old_lease_of_many_subnets_takes_none_away():
+    """Somebody's mistake, or worse: in a network of /24s a /16 is no node's."""
+    wide, one, two = record(9, "10.244.0.0/17", created=1), record(5, "10.244.5.0/24", created=50), record(6, "10.244.6.0/24", created=60)
+    result = screen([wide, one, two], (), None, "vxlan", NETWORKS, frozenset({24}))
+    assert set(result.peers) == {one.key, two.key}
+    assert [(p.id, p.subject) for p in result.problems] == [("duplicate-subnet", wide.key)]
 
 
 def test_the_elder_keeps_its_host_address_when_the_younger_goes():

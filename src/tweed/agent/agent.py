@@ -136,7 +136,7 @@ class Agent:
         self.network, self.network_text = network, text
         self.given = await self._insist(lambda: store.given(self.owner.node))
         self.site = Site(with_node_ip(self.settings, self.given), network, self.netlink)
-        self.screening = Screening(network.backend, network.networks)
+        self.screening = Screening(network.backend, network.networks, network.lengths)
         self.changed = None
         self.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
         for what in ("direct-routing", "mac-rewritten"):

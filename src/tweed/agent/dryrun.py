@@ -65,7 +65,7 @@ def commands(settings: Settings) -> Iterator[str]:
     known = "keep" if decision.record is not None else "claim" if given is not None else "claim (one of the free ones; a start may pick another)"
     yield f"# would {known} lease {decision.lease.key} = {format_lease(decision.lease)}"
     own = LeaseRecord(decision.lease, owner, 0, 0)
-    screened = screen(records.values(), snapshot.junk, own, network.backend, network.networks)
+    screened = screen(records.values(), snapshot.junk, own, network.backend, network.networks, network.lengths)
     for problem in screened.problems:
         yield f"# problem: {problem}"
     dataplane = Dataplane(netlink)

@@ -33,9 +33,20 @@ class Screened(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...]
 
 
-def screen(records: Iterable[LeaseRecord], junk: Iterable[Junk], own: LeaseRecord | None, backend: str, networks: Sequence[Prefix]) -> Screened:
-    """Sort remote leases from junk. Of two rivals (same subnet or VTEP MAC) the elder by `created` is believed, our own before all."""
-    return Screening(backend, networks).see({r.key: r for r in records}, junk, own)
+def screen(
+    records: Iterable[LeaseRecord],
+    junk: Iterable[Junk],
+    own: LeaseRecord | None,
+    backend: str,
+    networks: Sequence[Prefix],
+    lengths: AbstractSet[int] = frozenset(),
+) -> Screened:
+    """Sort remote leases from junk. Of two rivals (same subnet or VTEP MAC) the elder by `created` is believed, our own before all.
+
+    With `lengths`, the lengths that the network's subnets have, others give way to those whatever their age: an old lease of many
+    nodes' subnets is nobody's.
+    """
+    return Screening(backend, networks, lengths).see({r.key: r for r in records}, junk, own)
 
 
 class Screening:
@@ -44,9 +55,10 @@ class Screening:
     `changed`: the keys of the peers that the last look may have changed, None for all.
     """
 
-    def __init__(self, backend: str, networks: Sequence[Prefix]) -> None:
+    def __init__(self, backend: str, networks: Sequence[Prefix], lengths: AbstractSet[int] = frozenset()) -> None:
         self.backend = backend
         self.networks = networks
+        self.lengths = lengths
         self.changed: AbstractSet[str] | None = None
         self._forget()
 
@@ -75,8 +87,11 @@ class Screening:
         if own is not None:
             for endpoint in own.lease.endpoints:
                 self.taken.add(endpoint, own)
-        for key, record in sorted(records.items(), key=lambda item: item[1].created):
+        for key, record in sorted(records.items(), key=lambda item: (self._unusual(item[1]), item[1].created)):
             self._judge(key, record)
+
+    def _unusual(self, record: LeaseRecord) -> bool:
+        return bool(self.lengths) and any(e.subnet.length not in self.lengths for e in record.lease.endpoints)
 
     def _see_some(self, records: Mapping[str, LeaseRecord], changed: AbstractSet[str]) -> bool:
         """False, and half done, when other leases are concerned too."""
@@ -196,7 +211,8 @@ class _Taken:
         subnet, found = endpoint.subnet, []
         usable = True
         if (other := self.overlapping(subnet)) is not None:
-            text = f"{subnet}{_by(record)} overlaps {other.lease}{_by(other)}, which is older; skipped"
+            why = "is older" if other.created < record.created else "goes before it"
+            text = f"{subnet}{_by(record)} overlaps {other.lease}{_by(other)}, which {why}; skipped"
             found.append((other, Problem("duplicate-subnet", record.key, text)))
             usable = False
         if endpoint.mac is not None and (other := self.macs[subnet.family].get(endpoint.mac)) is not None:

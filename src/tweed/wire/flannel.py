@@ -81,6 +81,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         """The cluster's network of each family that is on."""
         return tuple(n for n in (self.network, self.network6) if n is not None)
 
+    @property
+    def lengths(self) -> frozenset[int]:
+        """The lengths of the subnets that nodes get."""
+        return frozenset(span.subnet_len for family in (4, 6) if (span := self.range(family)) is not None)
+
 
 def device_name(vni: int, family: int) -> str:
     """The VTEP's name, flannel's: `flannel.1`, `flannel-v6.1`."""
