@@ -93,3 +93,31 @@ def test_a_start_without_etcd_waits_says_why_and_since_when_and_goes_on_by_itsel
         wait_for(lambda: node.status()["ready"] and not node.problems(), "it goes on by itself")
     finally:
         etcd.stop()
+
+
+def test_thousands_of_leases_that_come_at_once_are_all_programmed_and_all_go_at_once(node: Node, tmp_path: Path) -> None:
+    """flanneld v0.20.2 loses half of them."""
+    count = 10_000
+    with etcd_server.running(tmp_path / "etcd", netns=node.name) as etcd:
+        where = ["--store=etcd", f"--etcd-endpoints={etcd.endpoints[0]}"]
+        wide = {"Network": "10.0.0.0/8", "SubnetLen": 24, "SubnetMin": "10.200.0.0", "Backend": {"Type": "vxlan"}}
+        assert node.tweed("net", "init", json.dumps(wide), *where).returncode == 0
+        node.start(*where)
+        for first in range(0, count, 100):
+            etcd.ctl("txn", stdin="\n" + "".join(put_line(n) for n in range(first, first + 100)) + "\n\n")
+        wait_for(lambda: len(peer_routes(node)) == count, "all are programmed", 60)
+        wait_for(lambda: node.status()["ready"] and not node.problems(), "and nothing is wrong")
+        etcd.ctl("del", "--prefix", f"{PREFIX}/subnets/10.0.")  # thousands of changes of one revision, with the next line
+        etcd.ctl("del", "--prefix", f"{PREFIX}/subnets/10.1")
+        wait_for(lambda: len(peer_routes(node)) == sum(n >> 8 not in (0, 1, *range(10, 20)) for n in range(count)), "those are gone", 60)
+
+
+def put_line(number: int) -> str:
+    value = {"PublicIP": f"172.16.{number >> 8}.{number & 255}", "PublicIPv6": None, "BackendType": "vxlan"}
+    value["BackendData"] = {"VNI": 1, "VtepMAC": f"02:00:00:01:{number >> 8:02x}:{number & 255:02x}"}
+    compact = json.dumps(value, separators=(",", ":")).replace('"', '\\"')
+    return f'put {PREFIX}/subnets/10.{number >> 8}.{number & 255}.0-24 "{compact}"\n'
+
+
+def peer_routes(node: Node) -> list[str]:
+    return node.sh("ip route show dev flannel.1").splitlines()
