@@ -14,6 +14,7 @@ import time
 from bench.common import Agent, Node, agent, circumstances, cpu_s, lease, nodes, ratio, spread, table
 from bench.etcd import FLAGS, Etcd, etcd
 from bench.event import figures, last_arrival
+from bench.kube import Kube
 from tweed.kernel.monitor import IPV4_ROUTE
 from tweed.kernel.netlink import RECEIVE, open_socket
 from tweed.wire.netlink import HEADER
@@ -61,8 +62,8 @@ def one_by_one(node: Node, server: Etcd, process: Agent) -> list[tuple[str, ...]
     return [("acknowledged by etcd (floor)", *figures(put)), ("programmed", *figures(seen)), ("over its floor", f"{over:.2f}", "", "")]
 
 
-def burst(node: Node, server: Etcd, process: Agent, count: int) -> tuple[float, float]:
-    """Seconds until etcd has acknowledged all, and until the kernel has announced as many routes."""
+def burst(node: Node, server: Etcd | Kube, process: Agent, count: int) -> tuple[float, float]:
+    """Seconds until the server has all, and until the kernel has announced as many routes."""
     with open_socket(node.fd, IPV4_ROUTE) as monitor:
         monitor.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         written = server.ask(f"burst 0 {count}")

@@ -8,17 +8,13 @@ counts the lines, in a run of its own. At the start all are there already, and t
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import time
 
 from bench.common import Node, agent, circumstances, cpu_s, nodes, ratio, spread, table
-from bench.event_etcd import PATIENCE_S, SO_RCVBUFFORCE, count_routes
+from bench.event_etcd import burst
 from bench.kube import PORT, Kube, kube
 from tweed.kernel import netns
-from tweed.kernel.monitor import IPV4_ROUTE
-from tweed.kernel.netlink import RECEIVE, open_socket
 
 BURSTS, ROUNDS = (1_000, 10_000), 5
 COUNT = """
@@ -45,16 +41,7 @@ def main() -> None:
                 with nodes(1) as (node,), kube(node) as server, agent(node, None, *server.flags) as process:
                     process.wait_for("ready")
                     before = cpu_s(process.pid)
-                    with open_socket(node.fd, IPV4_ROUTE) as monitor:
-                        monitor.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
-                        began = server.ask(f"burst 0 {count}").began
-                        monitor.settimeout(PATIENCE_S)
-                        routes = 0
-                        while routes < count:
-                            routes += count_routes(monitor.recv(RECEIVE))
-                            arrived = time.perf_counter()
-                            process.drain()
-                    seen.append(arrived - began)
+                    seen.append(burst(node, server, process, count)[1])
                     cpu.append(cpu_s(process.pid) - before)
                 with nodes(1) as (node,), kube(node) as server:
                     server.ask(f"fill 0 {count}")

@@ -411,13 +411,14 @@ async def test_a_stream_of_rubbish_is_an_error_and_bounded(place, monkeypatch):
 
 
 async def test_a_thousand_junk_nodes_are_named_and_a_good_one_works(place):
-    for number in range(1000):
+    for number in range(1003):
         place.node(number, f"10.{number // 250}.{number % 250}.0/24", **{NAMES.managed: "true", NAMES.backend_data: "x" * 2000})
     place.node(1, "10.244.1.0/24", name="good")
     store = place.store()
     await store.create(lease(), Owner("good", "b"))
     snapshot = await store.snapshot()
-    assert [r.owner.node for r in snapshot.records] == ["good"] and len(snapshot.junk) == 1000
+    assert [r.owner.node for r in snapshot.records] == ["good"] and len(snapshot.junk) == 1001
+    assert snapshot.junk[-1].why.startswith("3 more keys")
     assert all(len(j.why) < 200 for j in snapshot.junk)
 
 

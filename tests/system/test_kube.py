@@ -6,12 +6,14 @@ import http.client
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.system.cluster import Cluster, wait_for
 from tests.system.conftest import Lab, all_pairs, eventually, ping, running
 
 from tweed.kernel.netns import open_netns, run_in
@@ -156,3 +158,54 @@ def test_a_dry_run_and_a_cleanup_of_a_kubernetes_node(lab: Lab) -> None:
     done = lab.run("node1", f"{sys.executable} -m tweed cleanup")
     assert "released lease 10.244.1.0/24" in done
     assert not any(name in (ask(lab, "GET", "node1")["metadata"].get("annotations") or {}) for name in NAMES.of_lease)
+
+
+# ---- an agent's start ---------------------------------------------------------------------------------------------
+
+SERVER = [sys.executable, "-m", "tweed.lab.kubeserver", "127.0.0.1", "6443"]
+ADDRESS = "http://127.0.0.1:6443/api/v1/nodes"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Any]:
+    """One node with an API server in its own namespace, which knows the pod of its agent, and no Node."""
+    with Cluster(tmp_path, 1, None) as cluster:
+        (here,) = cluster.nodes
+        content = json.dumps({"pods": [["kube-system", "tweed-x7", "worker-1"]]}).encode()
+        server = subprocess.Popen(here.argv(*SERVER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=cluster.environment)
+        try:
+            assert server.stdin is not None and server.stdout is not None
+            server.stdin.write(content)
+            server.stdin.close()
+            server.stdout.readline()
+            yield here
+        finally:
+            here.end()
+            server.kill()
+            server.wait()
+
+
+def curl(here: Any, method: str, name: str, body: Any, kind: str = "application/json") -> None:
+    here.sh(f"curl -sS --fail-with-body -o /dev/null -X {method} -H 'Content-Type: {kind}' -d '{json.dumps(body)}' {ADDRESS}/{name}".removesuffix("/"))
+
+
+def test_an_agent_waits_for_all_that_it_needs_and_says_for_what(alone: Any, tmp_path: Path) -> None:
+    """No Node, no pod CIDR, one outside the network, then one inside: no crash loop, and each reason in status and readiness."""
+    (tmp_path / "net-conf.json").write_text('{"Network": "10.99.0.0/16", "Backend": {"Type": "vxlan"}}')
+    alone.cluster.environment |= {"POD_NAMESPACE": "kube-system", "POD_NAME": "tweed-x7"}
+    alone.cluster.store, given = "kube", [f"--kube-api-url={ADDRESS.partition('/api')[0]}", f"--net-config-path={tmp_path / 'net-conf.json'}", "--node-name="]
+    alone.start(*given, ready=False)
+
+    def reason(words: str) -> bool:
+        return words in (alone.status()["reason"] or "") and words in alone.sh(f"curl -s --unix-socket {alone.socket} http://agent/readyz || true")
+
+    wait_for(lambda: reason("Node worker-1 does not exist"), "the pod's Node is looked for by its name")
+    curl(alone, "POST", "", node("worker-1"))
+    wait_for(lambda: reason('node "worker-1" pod cidr not assigned'), "the pod CIDR is waited for")
+    curl(alone, "PATCH", "worker-1", node("worker-1", "10.244.7.0/25"), MERGE)
+    wait_for(lambda: reason('subnet "10.99.0.0/16" specified in the flannel net config doesn\'t contain "10.244.7.0/25" PodCIDR'), "the wrong network is named")
+    (tmp_path / "net-conf.json").write_text('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+    wait_for(lambda: alone.status()["ready"], "ready without a restart")
+    status = alone.status()
+    assert (status["node"], status["subnet"], status["store"]["url"]) == ("worker-1", "10.244.7.0/25", "kube")
+    assert "FLANNEL_SUBNET=10.244.7.1/25" in alone.subnet_file.read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from tweed.kernel.netlink import Netlink
 from tweed.model import Change, Lease, Route
 from tweed.plan.attachment import BRIDGE
 from tweed.plan.forward_rules import Decision, Overlay, decide, removal
+from tweed.plan.forwarding import Write
 from tweed.plan.nft import Object, Table, masquerade
 from tweed.plan.screen import Problem
 from tweed.wire.flannel import Network
@@ -117,13 +118,7 @@ class Firewall:
         return self._seen is not None and self._seen == (nft.generation(), want) and not iptables.read([])
 
     def _forward(self, want: Wish) -> None:
-        def put_back(route: Route) -> None:
-            for failure in tables.apply(self.netlink, (Change("replace", route),)):
-                raise KernelError(str(failure.change), failure.errno, failure.text)
-
-        writes, lost = sysctl.turn_on_forwarding(
-            want.devices, our_devices(want), note=self.notes.add_sysctls, default_routes=lambda: default_routes(self.netlink), put_back=put_back
-        )
+        writes, lost = forward(self.netlink, self.notes, want.devices, our_devices(want))
         for write in writes:
             log.info("did %s", write)
         for route in lost:
@@ -183,6 +178,16 @@ def rehearse(want: Wish, netlink: Netlink) -> Iterator[str]:
             decision = decide(listing, want.overlays, iptables.read(listing), vni=want.vni)
             yield from (str(edit) for edit in decision.edits)
             yield from (f"# problem: {obstacle}" for obstacle in decision.obstacles)
+
+
+def forward(netlink: Netlink, notes: Notes, families: Iterable[int], ours: Iterable[str]) -> tuple[list[Write], list[Route]]:
+    """Make this namespace forward, noting what was. Returns what was written, and the default routes that were lost by it and put back."""
+
+    def put_back(route: Route) -> None:
+        for failure in tables.apply(netlink, (Change("replace", route),)):
+            raise KernelError(str(failure.change), failure.errno, failure.text)
+
+    return sysctl.turn_on_forwarding(families, ours, note=notes.add_sysctls, default_routes=lambda: default_routes(netlink), put_back=put_back)
 
 
 def our_devices(want: Wish) -> list[str]:

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Iterator
 
 from tweed.agent import files
-from tweed.agent.firewall import default_routes
+from tweed.agent.firewall import forward
 from tweed.agent.needs import BRIDGE_CALLS
 from tweed.config import Settings, load
-from tweed.errors import KernelError, TweedError
-from tweed.kernel import sysctl, tables
+from tweed.errors import TweedError
+from tweed.kernel import sysctl
 from tweed.kernel.netlink import Netlink
-from tweed.model import Change, Route
 from tweed.plan.attachment import BRIDGE
 from tweed.wire.flannel import device_name, parse_network
 
@@ -42,13 +41,8 @@ def prepare(settings: Settings) -> Iterator[str]:
             yield f"sysctl -w {key}=1"
     notes = files.Notes(settings.state_dir / "notes.json")
     with Netlink() as netlink:
-
-        def put_back(route: Route) -> None:
-            for failure in tables.apply(netlink, (Change("replace", route),)):
-                raise KernelError(str(failure.change), failure.errno, failure.text)
-
         ours = [*(device_name(network.vni, family) for family in families), BRIDGE]
-        writes, lost = sysctl.turn_on_forwarding(families, ours, note=notes.add_sysctls, default_routes=lambda: default_routes(netlink), put_back=put_back)
+        writes, lost = forward(netlink, notes, families, ours)
     yield from map(str, writes)
     yield from (f"put back the default route `{route}`, which the kernel dropped" for route in lost)
 

@@ -286,6 +286,7 @@ class Content(msgspec.Struct):
 
     tokens: dict[str, list[tuple[str, str]]] | None = None
     nodes: list[dict[str, Any]] = []
+    pods: list[tuple[str, str, str]] = []  # namespace, name, and the Node's name
 
 
 async def serve(host: str, port: int, content: Content) -> None:
@@ -293,6 +294,7 @@ async def serve(host: str, port: int, content: Content) -> None:
     server = KubeServer(tokens=content.tokens)
     for node in content.nodes:
         server.objects.create(node)
+    server.pods = {(namespace, name): node for namespace, name, node in content.pods}
     await server.start(host, port)
     print(server.url, flush=True)
     os.close(sys.stdout.fileno())

@@ -20,7 +20,7 @@ import msgspec
 from tweed.config import Settings
 from tweed.errors import Compacted, Conflict, StoreError, StoreUnavailable
 from tweed.model import Junk, Lease, LeaseRecord, Owner
-from tweed.stores import TTL_S, Event, Given, Snapshot
+from tweed.stores import JUNK_MAX, TTL_S, Event, Given, Snapshot, more_junk
 from tweed.stores.kube.access import Access, find_access
 from tweed.stores.kube.api import STRATEGIC_MERGE, Absent, KubeApi
 from tweed.stores.kube.watch import OwnNode, Published, Reader, decode, read, revision_of, same
@@ -169,7 +169,9 @@ class KubeStore:
         self.holders.update(published.holders)
         known = published.by_node.values()
         records = sorted((r for r in known if isinstance(r, LeaseRecord)), key=lambda r: r.key)
-        return Snapshot(published.revision, tuple(records), (*strange, *(j for j in known if isinstance(j, Junk))))
+        junk = [*strange, *(j for j in known if isinstance(j, Junk))]
+        more = [more_junk(len(junk) - JUNK_MAX)] if len(junk) > JUNK_MAX else []
+        return Snapshot(published.revision, tuple(records), (*junk[:JUNK_MAX], *more))
 
     # ---- watching ------------------------------------------------------------------------------------------------
 
