@@ -41,11 +41,13 @@ class Cluster:
             for device in tables.vxlans():
                 if (mac := tables.mac(device)) is not None:
                     self.vteps.setdefault(mac, []).append((tables, device))
+        self.leased = {endpoint.subnet for each in snapshot.leases for endpoint in each.lease.endpoints}
+        self.lease_lengths = {(subnet.family, subnet.length) for subnet in self.leased}
         self.shared: dict[Prefix, int] = {}
-        for tables in self.tables.values():
-            if self.host_of(tables) is tables:
-                for row in connected(tables):
-                    self.shared[row.dst] = self.shared.get(row.dst, 0) + 1
+        self.connected = {name: tuple(connected(tables)) for name, tables in self.tables.items() if self.host_of(tables) is tables}
+        for rows in self.connected.values():
+            for row in rows:
+                self.shared[row.dst] = self.shared.get(row.dst, 0) + 1
 
     def host_of(self, tables: Tables) -> Tables:
         """The node that a container's namespace is on; a node itself, and a namespace whose node has no tables here, is its own."""
@@ -63,10 +65,9 @@ class Cluster:
         A network that several nodes are on is the underlay: what is there is behind none of them.
         """
         best: Behind | None = None
-        for tables in self.tables.values():
-            if self.host_of(tables) is not tables:
-                continue
-            for row in connected(tables):
+        for name, rows in self.connected.items():
+            tables = self.tables[name]
+            for row in rows:
                 if row.dst.contains(address) and (best is None or row.dst.length > best.row.dst.length):
                     best = Behind(tables, row.hops[0].device or "", row)
         if best is None or self.shared.get(best.row.dst, 0) > 1 or not holds_containers(best.tables, best.device):
@@ -75,13 +76,14 @@ class Cluster:
 
     def known(self, address: bytes) -> bool:
         """Whether any row but a default route speaks of an address."""
-        if address in self.owners or any(e.subnet.contains(address) for each in self.snapshot.leases for e in each.lease.endpoints):
+        family = 4 if len(address) == 4 else 6
+        if address in self.owners or any(of == family and Prefix(address, length).network in self.leased for of, length in self.lease_lengths):
             return True
         for tables in self.tables.values():
             if address in tables.neighbours:
                 return True
-            for (family, _), fib in tables.fibs.items():
-                if family == (4 if len(address) == 4 else 6) and any(row.dst.length for row in fib.matches(int.from_bytes(address, "big"))):
+            for (of, _), fib in tables.fibs.items():
+                if of == family and any(row.dst.length for row in fib.matches(int.from_bytes(address, "big"))):
                     return True
         return False
 
