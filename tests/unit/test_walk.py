@@ -344,15 +344,6 @@ FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, str, st
         "ip neigh replace 192.168.2.20 lladdr 52:54:c0:a8:02:20 dev ens33 nud permanent",
     ),
     (
-        "underlay neighbour failed",
-        {"n10": [("192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:20 REACHABLE", "192.168.2.20 dev ens33 FAILED")]},
-        "lost",
-        "n10",
-        "ens33",
-        "neighbour-failed",
-        None,
-    ),
-    (
         "underlay through the tunnel",
         {"n10": [("10.244.20.0/24 via", "192.168.2.20 dev flannel.1 scope link\n10.244.20.0/24 via"), (" dev ens33 srcport", " srcport")]},
         "dropped",
@@ -421,15 +412,6 @@ FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, str, st
     ),
     ("container without a route", {"n10__pod1": [("default via 10.244.10.1 dev eth0\n", "")]}, "dropped", "n10/pod1", "eth0", "route-missing", None),
     (
-        "container silent",
-        {"n20": [("10.244.20.2 dev cni0 lladdr 0a:58:0a:f4:20:02 STALE", "10.244.20.2 dev cni0 FAILED")]},
-        "lost",
-        "n20",
-        "cni0",
-        "neighbour-failed",
-        None,
-    ),
-    (
         "a loop of two nodes",
         {"n20": [("10.244.20.0/24 dev cni0 proto kernel scope link src 10.244.20.1", "10.244.20.0/24 via 10.244.10.0 dev flannel.1 onlink")]},
         "dropped",
@@ -466,6 +448,16 @@ FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, str, st
         None,
     ),
 ]
+
+
+def test_a_neighbour_that_failed_is_asked_again_and_is_the_end_where_nobody_has_the_address():
+    silent = {"n20": [("10.244.20.2 dev cni0 lladdr 0a:58:0a:f4:20:02 STALE", "10.244.20.2 dev cni0 FAILED")]}
+    asked = walked(changed(silent), "10.244.10.2", "10.244.20.2")
+    assert asked.verdict == "delivered" and ("n20", "cni0", "neighbour-asked") in decisions(asked)
+    nobody = walked(changed(silent, pods=False), "10.244.10.2", "10.244.20.2")
+    assert (nobody.verdict, decisions(nobody)[-1]) == ("lost", ("n20", "cni0", "neighbour-failed"))
+    underlay = {"n10": [("192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:20 REACHABLE", "192.168.2.20 dev ens33 FAILED")]}
+    assert walked(changed(underlay), "10.244.10.2", "10.244.20.2").verdict == "delivered"
 
 
 @pytest.mark.parametrize(("title", "changes", "verdict", "node", "device", "cause", "fix"), FAULTS, ids=[fault[0] for fault in FAULTS])

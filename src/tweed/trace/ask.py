@@ -108,8 +108,8 @@ def compare_route(nl: Netlink, tables: Tables, asked: Asked) -> tuple[str, str] 
         kind = KINDS.get(error.errno)
         if kind is None or (asked.iif is not None and error.errno in ABOUT_THE_SOURCE and ours.kind in ("unicast", "local")):
             return None
-        # A prohibiting rule and a table without the row look the same from here.
-        kind = ours.kind if {kind, ours.kind} == {"prohibit", "missing"} else kind
+        # A rule that drops and a table without the row may look the same from here.
+        kind = ours.kind if kind == "missing" and ours.row is None else kind
         return ours.kind if ours.row is None or ours.kind == kind else row_words(ours), kind
     return row_words(ours, theirs), kernel_words(theirs)
 

@@ -32,7 +32,7 @@ ADDRESSES_TRIED = 8
 def diagnose(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
     """The walk with its cause; one that only ends where the tables end is lost when a decision on its way is wrong."""
     if walk.verdict == "delivered":
-        return walk
+        return elsewhere(cluster, intent, walk)
     branch = next((name for name, verdict in walk.outcomes.items() if verdict == walk.verdict), "")
     case = Case(cluster, intent, walk)
     for step in walk.way(branch):
@@ -41,6 +41,17 @@ def diagnose(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
             verdict: Verdict = walk.verdict if walk.verdict in BAD else "lost"
             return msgspec.structs.replace(walk, verdict=verdict, first_divergence=found, outcomes=walk.outcomes | {branch: verdict})
     return walk
+
+
+def elsewhere(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
+    """Delivered to whom the address belongs? A node that has a container's of another node takes what is not for it."""
+    last = next((step for step in reversed(walk.steps) if step.decision.id == "route-local"), None)
+    if last is None or cluster.tables[last.node].node.host is not None:
+        return walk
+    found = Case(cluster, intent, walk).look(last)
+    if found is None or found.cause.id != "address-elsewhere":
+        return walk
+    return msgspec.structs.replace(walk, verdict="lost", first_divergence=found, outcomes=dict.fromkeys(walk.outcomes, "lost"))
 
 
 class Case:
@@ -54,13 +65,15 @@ class Case:
         tables, asked, cause = self.cluster.tables[step.node], step.asked, step.decision.id
         host = self.cluster.host_of(tables) is tables
         if asked is not None and asked.table == "route" and asked.address == self.walk.dst:
-            found = self.host_route(tables, asked) if host else self.container_route(tables, asked)
+            found = self.host_route(tables, asked, step.device) if host else self.container_route(tables, asked)
         elif asked is not None and asked.table == "neighbour" and host and tables.kind(asked.device)[0] == "vxlan":
             found = self.vtep_neighbour(tables, asked)
         elif asked is not None and asked.table == "fdb" and not asked.master:
             found = self.vtep_fdb(tables, asked)
         elif cause in ("encapsulated", "local-not-ours"):
             found = self.vtep_device(tables, step.device)
+        elif step.question == 4:
+            found = self.underlay_way(tables, step)
         else:
             found = None
         if found is None and (last := FAILURES.get(cause)) is not None:
@@ -78,22 +91,22 @@ class Case:
     def lookup(self, tables: Tables, asked: Asked) -> Answer:
         return tables.lookup(asked.address, src=asked.src, iif=asked.iif, oif=asked.oif, flow=Flow(asked.proto, asked.sport, asked.dport))
 
-    def host_route(self, tables: Tables, asked: Asked) -> Divergence | None:
+    def host_route(self, tables: Tables, asked: Asked, place: str) -> Divergence | None:
         peer = self.intent.of(self.walk.dst)
         if peer is None or (peer.backend not in ("", "vxlan")):
             return None
         answer = self.lookup(tables, asked)
         if answer.kind == "unknown":
             return None
-        return self.own_subnet(tables, peer, answer) if peer.node == tables.name else self.remote_subnet(tables, peer, answer)
+        return self.own_subnet(tables, peer, answer, place) if peer.node == tables.name else self.remote_subnet(tables, peer, answer, place)
 
-    def own_subnet(self, tables: Tables, own: Peer, answer: Answer) -> Divergence | None:
+    def own_subnet(self, tables: Tables, own: Peer, answer: Answer, place: str) -> Divergence | None:
         """The destination is one of this node's containers, or an address of its own: directly on a bridge or veth."""
         out = answer.hops[0] if answer.hops else None
         if answer.kind == "local" or (answer.kind == "unicast" and out is not None and out.gateway is None and holds_containers(tables, out.device or "")):
             return None
         dst = format_address(self.walk.dst)
-        if (blocked := self.in_the_way(tables, own, answer)) is not None:
+        if (blocked := self.in_the_way(tables, own, answer, place)) is not None:
             return blocked
         on = mend.covering(tables.node.addresses, self.walk.dst)
         bridge = on.device if on is not None else next((name for name, row in tables.devices.items() if row.kind == "bridge" and name == "cni0"), None)
@@ -123,12 +136,13 @@ class Case:
         lost = own.subnet.family == 6 and gateway.address not in tables.own
         return [f"ip link set {bridge} up", *([f"ip -6 addr add {gateway} dev {bridge} nodad"] if lost else [])]
 
-    def remote_subnet(self, tables: Tables, peer: Peer, answer: Answer) -> Divergence | None:
+    def remote_subnet(self, tables: Tables, peer: Peer, answer: Answer, place: str) -> Divergence | None:
         """The destination is another node's: through the VTEP to the peer's, or directly to its host."""
-        out = answer.hops[0] if answer.hops else None
-        own, device = self.intent.at(tables, self.family), None
+        right = (peer.subnet.address, peer.host)
+        out = next((hop for hop in answer.hops if hop.gateway not in right), answer.hops[0] if answer.hops else None)
+        own = self.intent.at(tables, self.family)
         device = own.device if own is not None else next(iter(tables.vxlans()), None)
-        if answer.kind == "unicast" and out is not None and out.gateway is not None and out.gateway in (peer.subnet.address, peer.host):
+        if answer.kind == "unicast" and out is not None and out.gateway is not None and out.gateway in right:
             return self.wrong_device(tables, own, device) if out.gateway == peer.subnet.address else None
         if (wrong := self.wrong_device(tables, own, device)) is not None:
             return wrong
@@ -140,9 +154,10 @@ class Case:
             length = next((row.address.length for row in tables.node.addresses if row.address.address == self.walk.dst), self.family_bits)
             delete = [f"{mend.ip(self.family)} addr del {address}/{length} dev {there}"]
             return self.found(tables, there, "address-elsewhere", {"address": address, "device": there}, (quote(answer.row), peer.row), delete)
-        if (blocked := self.in_the_way(tables, peer, answer, device)) is not None:
+        if (blocked := self.in_the_way(tables, peer, answer, place, device)) is not None:
             return blocked
-        put = [] if mend.has_route(tables, peer, device) else [mend.put_route(self.intent, peer, device)]
+        parted = answer.row is not None and len(answer.hops) > 1 and answer.row.dst == peer.subnet
+        put = [] if mend.has_route(tables, peer, device) and not parted else [mend.put_route(self.intent, peer, device)]
         dst = format_address(self.walk.dst)
         taken = quote(answer.row) if answer.row is not None else None
         if answer.row is not None and answer.row.dst.length >= peer.subnet.length:
@@ -167,21 +182,26 @@ class Case:
     def family_bits(self) -> int:
         return 32 if self.family == 4 else 128
 
-    def in_the_way(self, tables: Tables, peer: Peer, answer: Answer, device: str | None = None) -> Divergence | None:
+    def in_the_way(self, tables: Tables, peer: Peer, answer: Answer, place: str, device: str | None = None) -> Divergence | None:
         """A rule that drops or leads to another table, or a row that drops."""
         dst = format_address(self.walk.dst)
         put = [mend.put_route(self.intent, peer, device)] if device is not None and not mend.has_route(tables, peer, device) else []
         rule, row = answer.rule, answer.row
         if rule is not None and rule.source and rule.action != "lookup":
-            return self.found(tables, "", "rule-drops", {"dst": dst, "action": rule.action}, (quote(rule), peer.row), [mend.delete_rule(rule), *put])
+            return self.found(tables, place, "rule-drops", {"dst": dst, "action": rule.action}, (quote(rule), peer.row), [mend.delete_rule(rule), *put])
         if rule is not None and rule.source and answer.table not in ("main", "local", "default"):
             params = {"dst": dst, "table": answer.table, "priority": str(rule.priority)}
-            place = answer.hops[0].device or "" if answer.hops else ""
-            return self.found(tables, place, "rule-diverts", params, (quote(rule), quote(row) if row is not None else None), [mend.delete_rule(rule), *put])
+            out = answer.hops[0].device or "" if answer.hops else place
+            return self.found(tables, out, "rule-diverts", params, (quote(rule), quote(row) if row is not None else None), [mend.delete_rule(rule), *put])
+        thrown = next((loser.row for loser in answer.losers if loser.why.id == "other-table"), None)
+        if thrown is not None and (answer.kind == "missing" or (row is not None and row.dst.length < peer.subnet.length)):
+            throw = next((each for each in tables.node.routes if quote(each) == thrown), None)
+            if throw is not None:
+                params = {"dst": dst, "prefix": str(throw.dst)}
+                return self.found(tables, device or place, "route-throw", params, (thrown, peer.row), [mend.delete_route(throw), *put])
         if answer.kind in ENDS_IT and row is not None:
-            place = device or ""
             return self.found(
-                tables, place, f"route-{answer.kind}", {"dst": dst, "prefix": str(row.dst)}, (quote(row), peer.row), [mend.delete_route(row), *put]
+                tables, device or place, f"route-{answer.kind}", {"dst": dst, "prefix": str(row.dst)}, (quote(row), peer.row), [mend.delete_route(row), *put]
             )
         return None
 
@@ -200,8 +220,10 @@ class Case:
         if answer.kind == "unicast" and out is not None:
             if out.gateway == wanted or (out.gateway is not None and out.gateway in host.own) or (out.gateway is None and self.walk.dst in host.own):
                 return None
-            if direct or gateway is None or out.gateway is None or tables.neighbour(out.gateway, out.device or "")[0] is not None:
+            if direct or out.gateway is None or self.answers(tables, out):
                 return None
+            if gateway is None:
+                return self.bridge_address(tables, host, device, out.gateway)
         if gateway is None or own is None:
             return None
         row = device_row(tables, device, HEAD)
@@ -229,6 +251,33 @@ class Case:
             return self.found(tables, device, "gateway-wrong", params | {"device": device}, (quote(answer.row),), row_fix)
         return self.found(tables, device, "route-missing", {"dst": dst}, tuple(quote(r) for r in tables.node.routes if r.table == "main")[:4], default)
 
+    def answers(self, tables: Tables, hop: s.NextHop) -> bool:
+        """Whether somebody has been found behind a next hop."""
+        row = tables.neighbour(hop.gateway, hop.device or "")[0] if hop.gateway is not None else None
+        return row is not None and row.mac is not None and row.state not in NO_ANSWER
+
+    def bridge_address(self, tables: Tables, host: Tables, device: str, gateway: bytes) -> Divergence | None:
+        """A container's gateway is nobody's: the bridge that its veth is a port of has lost it."""
+        veth, own = veth_of(host, tables, device), self.intent.at(host, self.family)
+        if veth is None or own is None or not own.subnet.contains(gateway) or not host.complete("address"):
+            return None
+        address = Prefix(gateway, own.subnet.length)
+        if veth.master is None:
+            return self.bridge_gone(host, own, address)
+        fix = [f"{mend.ip(self.family)} addr add {address} dev {veth.master}"]
+        params = {"address": str(address), "device": veth.master}
+        return self.found(host, veth.master, "address-missing", params, (device_row(host, veth.master, HEAD), own.row), fix)
+
+    def bridge_gone(self, host: Tables, own: Peer, address: Prefix) -> Divergence | None:
+        """There is no bridge any more: made anew, with the veths of all containers of the node's subnet as its ports."""
+        if any(row.kind == "bridge" and row.name == "cni0" for row in host.node.devices):
+            return None
+        inside = [each for each in self.cluster.tables.values() if each.node.host == host.name and any(own.subnet.contains(a) for a in each.own)]
+        veths = [veth.name for each in inside for row in each.node.devices if (veth := veth_of(host, each, row.name)) is not None]
+        make = ["ip link add cni0 type bridge", "ip link set cni0 up", f"{mend.ip(self.family)} addr add {address} dev cni0"]
+        ports = [f"ip link set {name} master cni0" for name in veths]
+        return self.found(host, "cni0", "device-missing", {"device": "cni0"}, (own.row,), [*make, *ports])
+
     def unless_covered(self, tables: Tables, commands: list[str]) -> list[str]:
         rest = any(r.type == "unicast" and r.table == "main" and r.dst.contains(self.walk.dst) for r in tables.node.routes)
         return [] if rest else commands
@@ -255,6 +304,10 @@ class Case:
         if doubles := self.intent.doubles(peer):
             return self.duplicate(peer, doubles)
         row, _ = tables.neighbour(asked.address, device)
+        if row is None or row.mac is None:  # they are flushed when the device gets another MAC
+            own = self.intent.at(tables, self.family)
+            if own is not None and own.device == device and own.mac is not None and tables.mac(device) not in (own.mac, None):
+                return self.vtep_device(tables, device)
         params = {"address": format_address(asked.address), "device": device}
         if row is None and not tables.complete("neighbour", device):
             return None
@@ -370,6 +423,8 @@ class Case:
             if value is not None and right is not None and value != right:
                 params = {name: str(value), "right": str(right), "device": device}
                 return self.found(tables, device, f"{name}-mismatch", params, (line, own.row), mend.create_vtep(self.intent, tables, own, device))
+        if has.local is not None and has.local == own.host and has.local not in tables.own and tables.complete("address"):
+            return self.host_address(tables, own, has.underlay, line)
         if has.local is not None and own.host is not None and has.local != own.host:
             params = {"local": format_address(has.local), "right": format_address(own.host), "device": device}
             nic = f" dev {has.underlay}" if has.underlay else ""
@@ -381,6 +436,26 @@ class Case:
             fix = [f"ip link set {device} address {format_mac(own.mac)}", *self.all_neighbours(tables, device)]
             return self.found(tables, device, "vtep-mac-wrong", params, (device_row(tables, device, LINK), own.row), fix)
         return None
+
+    def host_address(self, tables: Tables, own: Peer, nic: str | None, line: Quote | None) -> Divergence | None:
+        """The node has lost the address that all others know it by. How long its network is the others' addresses say."""
+        host = own.host or b""
+        others = [row for each in self.cluster.tables.values() for row in each.node.addresses if row.address.network.contains(host) and row.address.length]
+        near = [row for row in others if not any(peer.subnet.contains(host) for peer in self.intent.peers.values()) and row.device != "lo"]
+        if nic is None or not near:
+            return None
+        address = Prefix(host, max(row.address.length for row in near))
+        gateway = next(
+            (row for each in self.cluster.tables.values() if each.node.host is None for row in each.node.routes if not row.dst.length and row.hops), None
+        )
+        via = gateway.hops[0].gateway if gateway is not None else None
+        lost = (
+            via is not None and address.network.contains(via) and not any(not row.dst.length for row in tables.node.routes if row.dst.family == address.family)
+        )
+        ip = mend.ip(address.family)
+        back = [f"{ip} route replace default via {format_address(via)} dev {nic}"] if lost and via is not None else []
+        params = {"address": str(address), "device": nic}
+        return self.found(tables, nic, "address-missing", params, (line, own.row), [f"{ip} addr replace {address} dev {nic}", *back])
 
     # ---- where it ended -------------------------------------------------------------------------------------------------------
 
@@ -402,18 +477,21 @@ class Case:
         if own is not None and tables.kind(step.device)[0] == "bridge":
             row = device_row(tables, step.device, HEAD)
             return self.found(tables, step.device, "device-down", {"device": step.device}, (row,), self.raise_bridge(tables, step.device, own))
-        if (host := self.cluster.host_of(tables)) is not tables:  # a container's: its routes went with it
-            asked = Asked("route", self.walk.src, src=self.walk.dst)
-            there = next((row for row in tables.node.addresses if row.device == step.device and row.address.family == self.family), None)
-            gateway = self.gateway_of(tables, host, step.device, there)
-            back = (
-                []
-                if gateway is None or self.lookup(tables, asked).kind == "unicast"
-                else [f"{mend.ip(self.family)} route replace default via {format_address(gateway)} dev {step.device}"]
-            )
-            row = device_row(tables, step.device, HEAD)
-            return self.found(tables, step.device, "device-down", {"device": step.device}, (row,), [f"ip link set {step.device} up", *back])
+        if self.cluster.host_of(tables) is not tables:
+            return self.container_down(tables, step.device)
         return None
+
+    def container_down(self, tables: Tables, device: str) -> Divergence:
+        """A container's device is down, and its routes went with it."""
+        host = self.cluster.host_of(tables)
+        other = self.walk.dst if self.walk.src in tables.own else self.walk.src
+        there = next((row for row in tables.node.addresses if row.device == device and row.address.family == self.family), None)
+        gateway = self.gateway_of(tables, host, device, there)
+        back = []
+        if gateway is not None and tables.lookup(other).kind != "unicast":
+            back = [f"{mend.ip(self.family)} route replace default via {format_address(gateway)} dev {device}"]
+        row = device_row(tables, device, HEAD)
+        return self.found(tables, device, "device-down", {"device": device}, (row,), [f"ip link set {device} up", *back])
 
     def underlay_route(self, tables: Tables, step: Step) -> Divergence | None:
         """The outer packet finds no way: the NIC is down, or its network's route is gone."""
@@ -442,6 +520,25 @@ class Case:
         fix = [f"{mend.ip(on.address.family)} route replace {on.address.network} dev {nic}{words}"]
         return self.found(tables, nic, "route-missing", {"dst": format_address(step.asked.address)}, (quote(on),), fix)
 
+    def underlay_way(self, tables: Tables, step: Step) -> Divergence | None:
+        """A host on this node's own network, reached by another way than directly."""
+        asked = step.asked
+        if asked is None:
+            return None
+        on = mend.covering((row for row in tables.node.addresses if tables.kind(row.device)[0] not in ("vxlan", "tun", "loopback")), asked.address)
+        answer = self.lookup(tables, asked)
+        if on is None or answer.row is None or on.address.length >= on.address.bits - 1:
+            return None
+        out = answer.hops[0] if answer.hops else None
+        if out is None or (out.device == on.device and out.gateway in (None, asked.address)):
+            return None
+        there = any(row.dst == on.address.network and row.table == "main" and any(hop.device == on.device for hop in row.hops) for row in tables.node.routes)
+        family = on.address.family
+        put = [] if there else [f"{mend.ip(family)} route replace {on.address.network} dev {on.device} src {format_address(on.address.address)}"]
+        commands = put if answer.row.dst.length < on.address.length else [mend.delete_route(answer.row), *put]
+        params = {"host": format_address(asked.address), "way": answer.row.text.split("\n")[0].strip(), "right": on.device}
+        return self.found(tables, on.device if not there else out.device or on.device, "underlay-route-wrong", params, (quote(answer.row), quote(on)), commands)
+
     def underlay_neighbour(self, tables: Tables, step: Step) -> Divergence | None:
         """The next hop's MAC is wrong at who sent it, not where it is missed."""
         address = step.decision.params["address"]
@@ -461,8 +558,10 @@ class Case:
         address = next((a for a in self.cluster.owners if format_address(a) == step.decision.params["address"]), None)
         owner = self.cluster.owner(address) if address is not None else None
         if owner is None or address is None:
-            return None
+            return self.address_lost(tables, step)
         if owner.tables.devices.get(owner.device) is not None and owner.tables.devices[owner.device].up is False:
+            if self.cluster.host_of(owner.tables) is not owner.tables:
+                return self.container_down(owner.tables, owner.device)
             row = device_row(owner.tables, owner.device, HEAD)
             return self.found(owner.tables, owner.device, "device-down", {"device": owner.device}, (row,), [f"ip link set {owner.device} up"])
         mac = owner.tables.mac(owner.device)
@@ -470,6 +569,24 @@ class Case:
             return None
         fix = [f"{mend.ip(4 if len(address) == 4 else 6)} neigh replace {format_address(address)} lladdr {format_mac(mac)} dev {step.device} nud permanent"]
         return self.found(tables, step.device, "neighbour-failed", step.decision.params, (step.row, device_row(owner.tables, owner.device, LINK)), fix)
+
+    def address_lost(self, tables: Tables, step: Step) -> Divergence | None:
+        """Nobody has the address that a node's bridge asks for, and one of its containers has none at all."""
+        own = self.intent.at(tables, self.family)
+        if own is None or not own.subnet.contains(self.walk.dst) or step.decision.params["address"] != format_address(self.walk.dst):
+            return None
+        containers = [each for each in self.cluster.tables.values() if each.node.host == tables.name]
+        bare = [each for each in containers if not any(r.address.family == self.family and r.device != "lo" and r.scope != "link" for r in each.node.addresses)]
+        bare = [each for each in bare if each.complete("address") and (veth := veth_of(tables, each, "eth0")) is not None and veth.master == step.device]
+        if len(bare) != 1:
+            return None
+        (lost,) = bare
+        address = f"{format_address(self.walk.dst)}/{own.subnet.length}"
+        gateway = format_address(own.subnet.host(1))
+        ip = mend.ip(self.family)
+        commands = [f"{ip} addr add {address} dev eth0", f"{ip} route replace default via {gateway} dev eth0"]
+        params = {"address": address, "device": "eth0"}
+        return self.found(lost, "eth0", "address-missing", params, (device_row(lost, "eth0", HEAD), step.row), commands)
 
     def source_check(self, tables: Tables, step: Step) -> Divergence | None:
         """rp_filter is strict; the route back may be what is wrong."""

@@ -25,7 +25,7 @@ PING_SIZE = 84  # of the IP packet that `ping` sends
 FILLING = b"tweed walk "  # what a probe carries, repeated
 # RFC 791: every host takes 576 bytes, so that a sender whose MTU is unknown may still be known not to fragment.
 EVERY_HOST_TAKES = 576
-ETHERNET_SIZE, VXLAN_AND_UDP = 14, 16
+ETHERNET_SIZE, UDP_SIZE, VXLAN_AND_UDP = 14, 8, 16
 
 PROTOCOLS = {("icmp", 4): t.ICMP, ("icmp", 6): t.ICMPV6, ("udp", 4): t.UDP, ("udp", 6): t.UDP, ("tcp", 4): t.TCP, ("tcp", 6): t.TCP}
 TRANSPORT_SIZE = {"icmp": 8, "udp": 8, "tcp": 20}
@@ -79,7 +79,7 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 class Tunnel(msgspec.Struct, frozen=True):
-    """VXLAN around the packet: all that decides the added bytes. None: unknown.
+    """VXLAN around the packet: all that decides the added bytes. None: unknown. Without `vxlan` UDP alone around the IP packet (flannel's UDP mode).
 
     `checksum`: whether the outer UDP checksum is computed (0 otherwise). `group`: policy id of a `gbp` device, None: a device without.
     """
@@ -95,6 +95,7 @@ class Tunnel(msgspec.Struct, frozen=True):
     ttl: int | None = TTL
     id: int | None = None
     group: int | None = None
+    vxlan: bool = True
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -159,7 +160,9 @@ def frames(probe: Probe, hops: Sequence[Hop]) -> tuple[Stage, ...]:
                 pieces = [cut for piece in pieces for cut in split(piece, limit, probe.family, len(body.data), sender=True)]
         made: list[Frame] = []
         for piece in [(0, len(body.data))] if hop.joined and hop.direction == "in" else pieces:
-            inner = ethernet(hop.dst_mac, hop.src_mac, probe.family, ip(probe, hop.ttl, body, piece, first))
+            inner = ip(probe, hop.ttl, body, piece, first)
+            if hop.tunnel is None or hop.tunnel.vxlan:
+                inner = ethernet(hop.dst_mac, hop.src_mac, probe.family, inner)
             if hop.tunnel is None:
                 made.append(Frame(inner.data, inner.known))
                 continue
@@ -250,7 +253,7 @@ def encapsulate(tunnel: Tunnel, inner: Bits) -> Bits:
     """Outer UDP, VXLAN and the inner frame. The UDP source port is a hash of the inner flow, its key the kernel's secret."""
     src = tunnel.src or bytes(len(tunnel.dst))
     network: Ipv4 | Ipv6 = Ipv4(src, tunnel.dst, t.UDP) if len(tunnel.dst) == 4 else Ipv6(src, tunnel.dst, t.UDP)
-    vxlan = put(Vxlan(1 if tunnel.vni is None else tunnel.vni, tunnel.group), inner, None, missing(vni=tunnel.vni))
+    vxlan = put(Vxlan(1 if tunnel.vni is None else tunnel.vni, tunnel.group), inner, None, missing(vni=tunnel.vni)) if tunnel.vxlan else inner
     unknown = missing(src_port=tunnel.src_port, dst_port=tunnel.port, checksum=tunnel.checksum)
     if tunnel.src is None and tunnel.checksum is not False:
         unknown.append("checksum")
@@ -268,6 +271,7 @@ def on_the_wire(tunnel: Tunnel, family: int, body: Bits, piece: Piece) -> Frame:
     headers = ETHERNET_SIZE + 20
     if family == 4:
         unknown = missing(src=tunnel.src, ttl=tunnel.ttl, id=tunnel.id)
+        unknown += [] if tunnel.vxlan else ["dont_fragment"]  # as the daemon's socket was set
         packet = put(Ipv4(src, tunnel.dst, t.UDP, ttl, tunnel.id or 0, False, more, offset), part, None, unknown)
     else:
         headers = ETHERNET_SIZE + 40
@@ -280,4 +284,6 @@ def on_the_wire(tunnel: Tunnel, family: int, body: Bits, piece: Piece) -> Frame:
     frame = ethernet(tunnel.dst_mac, tunnel.src_mac, family, packet)
     if offset:
         return Frame(frame.data, frame.known, headers)
+    if not tunnel.vxlan:
+        return Frame(frame.data, frame.known, headers + UDP_SIZE)
     return Frame(frame.data, frame.known, headers + VXLAN_AND_UDP, VXLAN_PORT if tunnel.port is None else tunnel.port)

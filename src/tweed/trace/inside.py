@@ -113,6 +113,11 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
         params = {"mac": name, "bridge": bridge, "port": port}
         asked = Asked("fdb", row.mac, bridge, master=True)
         path.step(packet, bridge, "bridge-port", params, quote(row), losers=losers, assumptions=told, hop=hop, asked=asked)
+        right = port_towards(at, bridge, owner)
+        if right and right != port:
+            params = {"mac": name, "port": port, "right": right}
+            path.fail(packet, port, "lost", "bridge-fdb-wrong", params, quote(row), fix=(Fix(at.name, f"bridge fdb del {name} dev {port} master"),))
+            return
         if not bridged(path, packet, bridge, port):
             return
         if not port_open(path, packet, port):
@@ -179,11 +184,18 @@ def into_container(path: Path, packet: Packet, port: str, target: bytes, mac: by
     right = owner.tables.mac(owner.device)
     if mac is not None and right is not None and mac != right:
         params = {"address": address, "mac": format_mac(mac), "right": format_mac(right)}
-        row = at.neighbour(target, bridge_of(at, port))[0]
-        path.fail(inside, owner.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None)
+        bridge = bridge_of(at, port)
+        row = at.neighbour(target, bridge)[0]
+        fix = (neighbour_forgotten(at, target, bridge),)
+        path.fail(inside, owner.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None, fix=fix)
         return
     path.step(packet, port, "into-container", {"address": address, "device": port})
     path.arrive(inside)
+
+
+def neighbour_forgotten(at: Tables, address: bytes, device: str) -> Fix:
+    """Without its row the kernel asks again."""
+    return Fix(at.name, f"ip{' -6' if len(address) == 16 else ''} neigh del {format_address(address)} dev {device}")
 
 
 def bridge_of(at: Tables, port: str) -> str:
@@ -251,7 +263,8 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
         if mac is not None and own is not None and mac != own:
             params = {"address": format_address(target), "mac": format_mac(mac), "right": format_mac(own)}
             row = inside.neighbour(target, device)[0]
-            path.fail(packet, packet.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None)
+            fix = (neighbour_forgotten(inside, target, device),)
+            path.fail(packet, packet.device, "lost", "underlay-neighbour-wrong", params, quote(row) if row is not None else None, fix=fix)
             return
         if bridge is None or bridged(path, packet, bridge, bridge):
             path.arrive(packet)

@@ -37,7 +37,7 @@ def rows(intent: Intent, peer: Peer, device: str) -> tuple[FdbEntry, Neighbour, 
 
 
 def put_route(intent: Intent, peer: Peer, device: str) -> str:
-    return str(Change("replace", rows(intent, peer, device)[2]))
+    return str(Change("replace", rows(intent, peer, device)[2])).removesuffix(" proto boot")  # which is what `ip` writes by itself
 
 
 def put_neighbour(peer: Peer, device: str, mac: bytes | None = None) -> str:

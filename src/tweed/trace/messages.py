@@ -114,6 +114,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "forwarding-off": ("{device} does not forward: {key} is 0", "{device} 不转发：{key} 为 0"),
         "bridge-port-blocked": ("bridge port {port} is {state}", "网桥端口 {port} 处于 {state}"),
         "bridge-port-missing": ("no port of bridge {bridge} leads to {address}", "网桥 {bridge} 没有通往 {address} 的端口"),
+        "bridge-fdb-wrong": ("the bridge has {mac} behind port {port}, it is behind {right}", "网桥认为 {mac} 在端口 {port} 之后，实际在 {right} 之后"),
         "bridge-port-isolated": (
             "{port} and {other} are both isolated ports: a bridge passes nothing between them",
             "{port} 与 {other} 都是隔离端口：网桥不在它们之间转发",
@@ -128,6 +129,8 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "mtu-too-large": ("{device}'s MTU of {mtu} is too large: the tunnel has room for {room}", "{device} 的 MTU {mtu} 过大：隧道只容得下 {room}"),
         "local-wrong": ("{device} sends from {local}, the lease says {right}", "{device} 的源地址是 {local}，而租约是 {right}"),
         "vtep-mac-wrong": ("{device} has the MAC {mac}, its lease says {right}", "{device} 的 MAC 是 {mac}，而其租约是 {right}"),
+        "underlay-route-wrong": ("`{way}` leads to host {host}, which is directly on {right}", "`{way}` 通往主机 {host}，而该主机直连在 {right} 上"),
+        "route-throw": ("the throw route {prefix} keeps {dst} from this table's right route", "throw 路由 {prefix} 使 {dst} 用不上本表中的正确路由"),
         "route-leftover": ("`{way}` takes {dst} away from the right route", "`{way}` 抢走了本该走正确路由的 {dst}"),
         "gateway-wrong": ("packets go to gateway {gateway}, the node's bridge is {right}", "包发往网关 {gateway}，而节点的网桥是 {right}"),
         "address-missing": ("{device} has lost its address {address}", "{device} 丢失了地址 {address}"),

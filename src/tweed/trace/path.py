@@ -67,6 +67,7 @@ class Path:
         self.rules_told: set[str] = set()
         self.flow = Flow(PROTOCOLS[probe.proto, probe.family], probe.sport, probe.dport)
         self.first_mtu: int | None = None
+        self.aside: Divergence | None = None  # the underlay takes a way round: it arrives, if somebody there passes it on
         self.bridge_port = ""  # by which it came into the bridge that it is in
         self.source_device = ""  # of a container; a node has no one device that its own packets come from
 
@@ -371,7 +372,10 @@ class Path:
     def finish(self, packet: Packet, last: str) -> None:
         """Delivered: by the way that leads there, or over a node that has no part in it."""
         between = [name for name, _ in packet.seen if name.partition("/")[0] not in (*(end.partition("/")[0] for end in self.ends), last.partition("/")[0])]
-        if between:
+        if self.aside is not None and not between:
+            self.end(packet, "detour")
+            self.divergence = self.divergence or self.aside
+        elif between:
             self.end(packet, "detour")
             if self.divergence is None:
                 self.divergence = self.detour(between[0], last)
@@ -442,7 +446,8 @@ class Path:
                 told.append(Said("neighbour-will-confirm", {"state": str(row.state)}))
             self.step(packet, device, "neighbour", params | {"mac": format_mac(row.mac), "state": row.state or "?"}, quote(row), assumptions=told, asked=asked)
             return row.mac, True
-        if row is not None and (row.state == "FAILED" or self.cluster.owner(target) is None):
+        # A row that FAILED is asked for again by the next packet (neigh_event_send): only where nobody is known to have the address it is the end.
+        if row is not None and self.cluster.owner(target) is None:
             self.fail(packet, device, "lost", "neighbour-failed", params | {"state": row.state or "?"}, quote(row), assumptions=told, asked=asked)
             return None, False
         if row is not None or at.complete("neighbour", device):

@@ -458,17 +458,19 @@ def rule_words(told: dict[str, Any]) -> str:
 
 @readable
 def neighbours(datagrams: Iterable[bytes], known: Names) -> list[s.NeighbourRow]:
-    """What `ip neigh` shows: neither NOARP rows nor proxies."""
+    """What `ip neigh` shows, without proxies, and NOARP rows that send unicast somewhere, which it hides."""
     rows: list[s.NeighbourRow] = []
     for _, data, start, end in each(datagrams, (rtnl.RTM_NEWNEIGH,)):
         family, index, state, flags, _ = fixed(rtnl.NDMSG, data, start, end)
         size = SIZES.get(family)
-        if size is None or flags & rtnl.NTF_PROXY or not state & ~NUD_NOARP:
+        if size is None or flags & rtnl.NTF_PROXY:
             continue
         found = attributes(data, start + 12, end)
         address, mac = found.get(rtnl.NDA_DST, b""), found.get(rtnl.NDA_LLADDR)
         check_address(address, 0, size)
         mac = mac if mac is not None and len(mac) == 6 else None
+        if not state & ~NUD_NOARP and (mac is None or not any(mac) or mac[0] & 1):
+            continue
         device, name = known.get(index, f"if{index}"), NUD_NAMES.get(state, hex(state))
         told = tuple(word for bit, word in ((NTF_ROUTER, "router"), (NTF_EXT_LEARNED, "extern_learn"), (NTF_OFFLOADED, "offload")) if flags & bit)
         lladdr = f" lladdr {format_mac(mac)}" if mac is not None else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tweed.addr import format_address
-from tweed.trace.frames import Tunnel
+from tweed.trace.frames import Hop, Tunnel
 from tweed.trace.path import Packet, Path
 from tweed.trace.result import Said
 from tweed.trace.tables import Tables
@@ -37,6 +37,7 @@ def send_udp(path: Path, packet: Packet, device: str, target: bytes, assumed: Sa
         path.step(packet, device, "ends-remote-unknown", {"address": format_address(dst), "device": device}, assumptions=told)
         path.end(packet, "unknown")
         return
+    packet = msgspec.structs.replace(packet, ttl=packet.ttl - 1)  # flannel's daemon counts as a router, on each side
     before = len(path.steps)
     encapsulate(path, packet, Remote(host, device, FLANNEL_UDP_PORT, None, None, None, vxlan=False), receive_udp)
     if told and before < len(path.steps):
@@ -69,7 +70,8 @@ def receive_udp(path: Path, packet: Packet, sent: Packet, remote: Remote, tunnel
     if not names:
         path.fail(packet, packet.device, "lost", "vtep-missing", {"host": format_address(remote.host)})
         return
-    path.step(packet, packet.device, "arrives-udp", {"device": packet.device, "port": str(remote.port)})
-    inside = msgspec.structs.replace(packet, device=names[0], dst_mac=None, src_mac=None)
+    hop = Hop(at.name, packet.device, "in", None, None, packet.ttl, None, tunnel)
+    path.step(packet, packet.device, "arrives-udp", {"device": packet.device, "port": str(remote.port)}, hop=hop)
+    inside = msgspec.structs.replace(packet, device=names[0], dst_mac=None, src_mac=None, ttl=packet.ttl - 1)
     if path.is_up(inside, names[0]):
         path.arrive(inside)

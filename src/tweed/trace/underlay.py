@@ -11,7 +11,7 @@ from tweed.trace import snapshot as s
 from tweed.trace.firewall import Facts
 from tweed.trace.frames import TTL, Hop, Tunnel
 from tweed.trace.path import NO_ANSWER, Packet, Path
-from tweed.trace.result import Asked, Fix, Quote, Said
+from tweed.trace.result import Asked, Divergence, Fix, Quote, Said
 from tweed.trace.tables import Flow, Tables, quote
 from tweed.trace.wire import arrives
 
@@ -25,7 +25,11 @@ NO_ATTRIBUTES = s.VxlanAttributes()
 
 
 class Remote(msgspec.Struct, frozen=True):
-    """Where the fdb (or a lease) sends the packet, and what is known of the outer headers."""
+    """Where the fdb (or a lease) sends the packet, and what is known of the outer headers.
+
+    `underlay`: the device that the outer route is bound to: that of the fdb row's `via`, or of a default remote. A row without `via` is bound to
+    none, whatever device the VTEP has (vxlan_fdb_parse, remote_ifindex; measured).
+    """
 
     host: bytes
     device: str
@@ -92,7 +96,23 @@ def encapsulate(path: Path, packet: Packet, remote: Remote, receive: Receive) ->
         if nic == device or at.kind(nic)[0] == "vxlan":
             path.fail(way, device, "dropped", "encapsulation-loop", {"host": host, "device": nic}, quote(outer_row))
             continue
+        if (aside := beside_the_network(path, way, remote, nic, hop.gateway, outer_row)) is not None:
+            neighbour = at.neighbour(hop.gateway or remote.host, nic)[0]
+            if aside.cause.params["right"] != nic and (neighbour is None or neighbour.mac is None):
+                path.fail(way, nic, "lost", aside.cause.id, aside.cause.params, quote(outer_row), evidence=aside.evidence[1:])
+                continue
+            path.aside = path.aside or aside
         leave_nic(path, way, remote, nic, hop.gateway, remote.local or outer_row.src, receive)
+
+
+def beside_the_network(path: Path, packet: Packet, remote: Remote, nic: str, gateway: bytes | None, row: s.RouteRow) -> Divergence | None:
+    """A host on a network of this node's is reached directly on it. By another device nobody is there, by a gateway it is a detour."""
+    at = packet.at
+    on = [each for each in at.node.addresses if each.address.network.contains(remote.host) and at.kind(each.device)[0] not in ("vxlan", "tun", "loopback")]
+    if len(on) != 1 or (on[0].device == nic and gateway in (None, remote.host)) or on[0].address.length >= on[0].address.bits - 1:
+        return None
+    params = {"host": format_address(remote.host), "way": row.text.split("\n")[0].strip(), "right": on[0].device}
+    return Divergence(at.name, nic, Said("underlay-route-wrong", params), (quote(row), quote(on[0])))
 
 
 def known(value: int | None) -> str:
@@ -123,7 +143,7 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
     if told is not None:
         assumptions.append(told)
     params = {"address": format_address(next_hop), "device": nic}
-    if row is not None and row.state == "FAILED":
+    if row is not None and row.state == "FAILED" and path.cluster.owner(next_hop) is None:
         path.fail(packet, nic, "lost", "neighbour-failed", params | {"state": "FAILED"}, quote(row))
         return
     mac = row.mac if row is not None and row.state not in NO_ANSWER else None
@@ -139,9 +159,11 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
         remote.vni,
         remote.port,
         checksum=remote.attributes.checksum,
-        ttl=remote.attributes.ttl or (TTL if remote.attributes is not NO_ATTRIBUTES else None),
+        ttl=remote.attributes.ttl or (TTL if remote.attributes is not NO_ATTRIBUTES or not remote.vxlan else None),
+        src_port=None if remote.vxlan else remote.port,
+        vxlan=remote.vxlan,
     )
-    hop = Hop(at.name, nic, "out", packet.dst_mac, packet.src_mac, packet.ttl, mtu, tunnel) if remote.vxlan else None
+    hop = Hop(at.name, nic, "out", packet.dst_mac, packet.src_mac, packet.ttl, mtu, tunnel)
     peer = path.cluster.owner(remote.host)
     if peer is None:
         unknowns.append(Said("peer-tables", {"host": format_address(remote.host)}))

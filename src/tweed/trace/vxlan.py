@@ -67,7 +67,7 @@ def send_vxlan(path: Path, packet: Packet, device: str, target: bytes, assumed: 
         )
         port = row.port if row.port is not None else attributes.port
         vni = row.vni if row.vni is not None else attributes.vni
-        encapsulate(path, way, Remote(row.dst, device, port, vni, attributes.local, row.via or attributes.underlay, row, attributes, target), receive_vxlan)
+        encapsulate(path, way, Remote(row.dst, device, port, vni, attributes.local, row.via, row, attributes, target), receive_vxlan)
 
 
 def vtep_mac(path: Path, packet: Packet, device: str, target: bytes, assumed: Said | None) -> bytes | None:

@@ -1,0 +1,209 @@
+"""Tables held against what should be: where the packet first goes wrong, and the commands that mend it. With leases and without."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from tests.unit.tables import cluster as nodes
+from tests.unit.tables import healthy
+from tests.unit.test_walk import check_words
+
+from tweed.addr import Prefix
+from tweed.addr import parse_address as ip
+from tweed.addr import parse_mac as mac
+from tweed.model import Endpoint, Lease
+from tweed.trace.cluster import Cluster
+from tweed.trace.frames import Probe
+from tweed.trace.intent import Intent
+from tweed.trace.result import Walk
+from tweed.trace.snapshot import LeaseRow, Snapshot
+from tweed.trace.trip import trip
+
+UP = "<BROADCAST,MULTICAST,UP,LOWER_UP>"
+ROUTE20, NEIGH20, FDB20 = (
+    "10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink\n",
+    "10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 PERMANENT\n",
+    "0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent\n",
+)
+PUT_ROUTE = "ip route replace 10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink"
+PUT_NEIGH = "ip neigh replace 10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 nud permanent"
+PUT_FDB = "bridge fdb replace 0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent"
+LEASES = tuple(
+    LeaseRow(
+        source="lease",
+        text=f"10.244.{n}.0-24 node n{n}",
+        node=f"n{n}",
+        lease=Lease(Endpoint(Prefix.parse(f"10.244.{n}.0/24"), ip(f"192.168.2.{n}"), mac(f"0e:00:00:00:00:{n}"), 1)),
+    )
+    for n in (10, 20, 30)
+)
+
+# title, texts replaced by node, node, device, cause, all commands (None: not looked at)
+FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, list[str] | None]] = [
+    ("route missing", {"n10": [(ROUTE20, "")]}, "n10", "flannel.1", "route-missing", [PUT_ROUTE]),
+    ("route back missing", {"n20": [("10.244.10.0/24 via 10.244.10.0 dev flannel.1 onlink\n", "")]}, "n20", "flannel.1", "route-missing", None),
+    ("to another node", {"n10": [(ROUTE20, ROUTE20.replace("via 10.244.20.0", "via 10.244.30.0"))]}, "n10", "flannel.1", "route-wrong-node", [PUT_ROUTE]),
+    (
+        "leftover",
+        {"n10": [(ROUTE20, ROUTE20.replace("via 10.244.20.0", "via 10.244.99.0") + ROUTE20.replace(" onlink", " metric 19 onlink"))]},
+        "n10",
+        "flannel.1",
+        "route-leftover",
+        ["ip route del 10.244.20.0/24 via 10.244.99.0 dev flannel.1"],
+    ),
+    (
+        "blackhole",
+        {"n10": [(ROUTE20, ROUTE20 + "blackhole 10.244.20.0/25 metric 7\n")]},
+        "n10",
+        "flannel.1",
+        "route-blackhole",
+        ["ip route del blackhole 10.244.20.0/25 metric 7"],
+    ),
+    ("throw", {"n10": [(ROUTE20, ROUTE20 + "throw 10.244.20.0/25\n")]}, "n10", "flannel.1", "route-throw", ["ip route del throw 10.244.20.0/25"]),
+    (
+        "one leg of two",
+        {
+            "n10": [
+                (ROUTE20, "10.244.20.0/24\n\tnexthop via 10.244.20.0 dev flannel.1 weight 1 onlink\n\tnexthop via 10.244.99.0 dev flannel.1 weight 1 onlink\n")
+            ]
+        },
+        "n10",
+        "flannel.1",
+        "route-leftover",
+        [PUT_ROUTE],
+    ),
+    ("neighbour missing", {"n10": [(NEIGH20, "")]}, "n10", "flannel.1", "neighbour-missing", [PUT_NEIGH]),
+    ("neighbour failed", {"n10": [(NEIGH20, "10.244.20.0 dev flannel.1 FAILED\n")]}, "n10", "flannel.1", "neighbour-missing", [PUT_NEIGH]),
+    (
+        "stale MAC",
+        {"n10": [(NEIGH20, NEIGH20.replace(":20 ", ":99 ")), (FDB20, FDB20.replace(":20 ", ":99 "))]},
+        "n10",
+        "flannel.1",
+        "vtep-mac-stale",
+        [PUT_FDB, PUT_NEIGH, "bridge fdb del 0e:00:00:00:00:99 dev flannel.1 dst 192.168.2.20 self"],
+    ),
+    ("fdb missing", {"n10": [(FDB20, "")]}, "n10", "flannel.1", "fdb-missing", [PUT_FDB]),
+    ("fdb elsewhere", {"n10": [(FDB20, FDB20.replace("2.20", "2.30"))]}, "n10", "flannel.1", "fdb-wrong-host", [PUT_FDB]),
+    ("peer's VNI", {"n20": [("vxlan id 1 ", "vxlan id 2 ")]}, "n20", "flannel.1", "vni-mismatch", None),
+    ("own VNI", {"n10": [("vxlan id 1 ", "vxlan id 2 ")]}, "n10", "flannel.1", "vni-mismatch", None),
+    ("own port", {"n10": [("dstport 8472", "dstport 4789")]}, "n10", "flannel.1", "port-mismatch", None),
+    ("peer's NIC down", {"n20": [(f"2: ens33: {UP}", "2: ens33: <BROADCAST,MULTICAST>")]}, "n20", "ens33", "device-down", ["ip link set ens33 up"]),
+    ("bridge down", {"n20": [(f"5: cni0: {UP}", "5: cni0: <BROADCAST,MULTICAST>")]}, "n20", "cni0", "device-down", ["ip link set cni0 up"]),
+    (
+        "container without a way",
+        {"n10__pod1": [("default via 10.244.10.1 dev eth0\n", "")]},
+        "n10/pod1",
+        "eth0",
+        "route-missing",
+        ["ip route replace default via 10.244.10.1 dev eth0"],
+    ),
+    (
+        "underlay's MAC",
+        {"n10": [("192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:20", "192.168.2.20 dev ens33 lladdr 52:54:c0:a8:02:99")]},
+        "n10",
+        "ens33",
+        "underlay-neighbour-wrong",
+        ["ip neigh replace 192.168.2.20 lladdr 52:54:c0:a8:02:20 dev ens33 nud permanent"],
+    ),
+    (
+        "underlay by another way",
+        {"n10": [(ROUTE20, ROUTE20 + "192.168.2.20 via 192.168.2.30 dev ens33\n")]},
+        "n10",
+        "ens33",
+        "underlay-route-wrong",
+        ["ip route del 192.168.2.20/32 via 192.168.2.30 dev ens33"],
+    ),
+    (
+        "MTU of the container",
+        {"n10__pod1": [("mtu 1450", "mtu 1500")]},
+        "n10/pod1",
+        "eth0",
+        "mtu-too-large",
+        ["ip link set eth0 mtu 1450"],
+    ),
+    (
+        "no forwarding on one device",
+        {"n10": [("net.ipv4.ip_forward = 1\n", "net.ipv4.ip_forward = 1\nnet.ipv4.conf.cni0.forwarding = 0\n")]},
+        "n10",
+        "cni0",
+        "forwarding-off",
+        ["sysctl -w net/ipv4/conf/cni0/forwarding=1"],
+    ),
+    (
+        "address of a container of elsewhere",
+        {"n10": [("    inet 127.0.0.1/8 scope host lo\n", "    inet 127.0.0.1/8 scope host lo\n    inet 10.244.20.2/32 scope global lo\n")]},
+        "n10",
+        "lo",
+        "address-elsewhere",
+        ["ip addr del 10.244.20.2/32 dev lo"],
+    ),
+]
+
+
+def walked(changes: dict[str, list[tuple[str, str]]], leases: bool, src: str = "10.244.10.2", dst: str = "10.244.20.2") -> Walk:
+    texts = healthy()
+    for name, replacements in changes.items():
+        for old, new in replacements:
+            assert old in texts[name], (name, old)
+            texts[name] = texts[name].replace(old, new)
+    found: Snapshot = nodes(**texts)
+    cluster = Cluster(msgspec.structs.replace(found, leases=LEASES) if leases else found)
+    made = trip(cluster, Intent(cluster), Probe(ip(src), ip(dst)))
+    check_words(made)
+    return made
+
+
+@pytest.mark.parametrize("leases", [True, False], ids=["leases", "tables alone"])
+@pytest.mark.parametrize(("title", "changes", "node", "device", "cause", "commands"), FAULTS, ids=[row[0] for row in FAULTS])
+def test_the_first_wrong_row_is_named(title, changes, node: str, device: str, cause: str, commands: list[str] | None, leases: bool):
+    found = walked(changes, leases)
+    divergence = found.first_divergence
+    assert divergence is not None and found.verdict in ("dropped", "lost", "detour")
+    assert (divergence.node, divergence.device, divergence.cause.id) == (node, device, cause)
+    assert divergence.evidence and all(row.source for row in divergence.evidence)
+    if commands is not None:
+        assert [fix.command for fix in divergence.fix] == commands
+    assert {fix.node for fix in divergence.fix} == {node}
+
+
+@pytest.mark.parametrize("leases", [True, False])
+def test_a_healthy_cluster_has_nothing_wrong_there_back_and_at_full_size(leases: bool):
+    found = walked({}, leases)
+    assert (found.verdict, found.first_divergence) == ("delivered", None)
+    assert found.reply is not None and found.reply.verdict == "delivered" and found.reply.src == found.dst
+    assert found.whole is not None and found.whole.verdict == "delivered"
+
+
+def test_only_the_lease_knows_that_a_device_has_the_wrong_mac():
+    """Without leases the device's own MAC is what is right, so that the rows of all others are stale."""
+    other = {"n20": [("link/ether 0e:00:00:00:00:20", "link/ether 0e:00:00:00:00:77")]}
+    with_leases, without = walked(other, True).first_divergence, walked(other, False).first_divergence
+    assert with_leases is not None and without is not None
+    assert (with_leases.node, with_leases.cause.id) == ("n20", "vtep-mac-wrong")
+    assert (without.node, without.cause.id) == ("n10", "vtep-mac-stale")
+
+
+def test_a_policy_rule_is_removed_with_all_its_words():
+    rule = "100:	from 10.244.10.0/24 lookup 7\n"
+    table = "$ ip route show table 7\nunreachable default\n"
+    found = walked(
+        {
+            "n10": [
+                ("32766:	from all lookup main\n", rule + "32766:	from all lookup main\n"),
+                ("[root@n10 ~]# ip neigh", table + "[root@n10 ~]# ip neigh"),
+            ]
+        },
+        True,
+    )
+    assert found.first_divergence is not None
+    assert (found.first_divergence.cause.id, [fix.command for fix in found.first_divergence.fix]) == (
+        "rule-diverts",
+        ["ip rule del pref 100 from 10.244.10.0/24 lookup 7"],
+    )
+
+
+def test_rows_of_a_device_that_is_down_are_all_put_back():
+    lost = {"n10": [(f"3: flannel.1: {UP}", "3: flannel.1: <BROADCAST,MULTICAST>"), (ROUTE20, ""), (NEIGH20, "")]}
+    found = walked(lost, True)
+    assert found.first_divergence is not None
+    assert [fix.command for fix in found.first_divergence.fix] == ["ip link set flannel.1 up", PUT_NEIGH, PUT_ROUTE]
