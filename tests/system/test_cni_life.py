@@ -250,6 +250,45 @@ def test_addresses_are_not_given_twice_after_a_restart(node, lost):
         assert attached(node) == {} and "veth" not in node.sh("ip link show master cni0")
 
 
+def test_two_bridges_that_share_the_nodes_subnet(node):
+    """Each has a part of it; containers of both reach each other through the node."""
+    runtime = installed(node)
+    left = NETWORK | {"name": "left", "plugins": [{"type": "tweed", "ipam": {"part": "1/2"}}]}
+    right = NETWORK | {"name": "right", "plugins": [{"type": "tweed", "bridge": "cni1", "ipam": {"part": "2/2"}}]}
+    with sandboxes(2) as (first, second):
+        one, other = runtime.add(left, "a", first.path)["ips"][0], runtime.add(right, "b", second.path)["ips"][0]
+        assert one["address"].endswith(".2/25") and other["address"].endswith(".130/25") and other["gateway"].endswith(".129")
+        assert not ping([(first.name, other["address"].partition("/")[0]), (second.name, one["address"].partition("/")[0])])
+        whole = runtime.run("tweed", conf(), **variables("ADD", second.path, "c", "eth1"))
+        assert whole.error == 102 and "cni1" in whole.document["msg"] and '"part"' in whole.document["msg"]
+        node.end(signal.SIGKILL)
+        node.start()
+        for network, name, box in ((left, "a", first), (right, "b", second)):
+            runtime.check(network, name, box.path)
+            runtime.delete(network, name, box.path)
+        assert node.problems() == set()
+
+
+def test_a_node_that_gets_another_subnet(node):
+    """Its old containers keep their addresses and their gateway while they live; with the last of them the old subnet is gone."""
+    runtime = installed(node)
+    with sandboxes(2) as (first, second):
+        old = runtime.add(NETWORK, "old", first.path)["ips"][0]
+        node.end()
+        node.subnet_file.unlink()
+        Path(node.cluster.store.removeprefix("sqlite://")).unlink()
+        number = int(old["gateway"].split(".")[2])
+        wanted = (number + 7) % 200 + 1
+        node.cluster.configure(json.dumps(V4 | {"SubnetMin": f"10.244.{wanted}.0", "SubnetMax": f"10.244.{wanted}.0"}))
+        node.start()
+        new = runtime.add(NETWORK, "new", second.path)["ips"][0]
+        assert new["address"] == f"10.244.{wanted}.2/24"
+        assert not ping([(first.name, old["gateway"]), (second.name, new["gateway"])])
+        runtime.check(NETWORK, "old", first.path)
+        runtime.delete(NETWORK, "old", first.path)
+        assert old["gateway"] not in node.sh("ip addr show cni0") and new["gateway"] in node.sh("ip addr show cni0")
+
+
 def test_a_full_disk_undoes_and_says_so(node):
     runtime = installed(node)
     with sandboxes(2) as (first, second):

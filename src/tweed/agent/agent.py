@@ -293,9 +293,8 @@ class Agent:
         self.notes.add("networks", (str(n) for n in self.network.networks))
         self.notes.add("files", [str(self.settings.subnet_file.absolute())])
         self._write_subnet_file()
-        self.attachments.reconcile()
+        self.attachments.settle([endpoint.subnet for endpoint in self.lease().endpoints], self.network.networks)
         self.spool.replay(self.attachments)
-        self.attachments.take_over([endpoint.subnet for endpoint in self.lease().endpoints])
         self.look_again("start")
 
     def _write_subnet_file(self) -> None:

@@ -39,6 +39,8 @@ class Attachments:
         self.nl = nl
         self.ledger = Ledger(path)
         self.host_local = host_local
+        self.subnets: tuple[Prefix, ...] = ()
+        self.networks: tuple[Prefix, ...] = ()
         self.strangers: frozenset[bytes] = frozenset()  # addresses of containers that nobody wrote down
 
     def list(self) -> tuple[Attachment, ...]:
@@ -74,8 +76,28 @@ class Attachments:
         """What host-local's files say now; they go when their containers do."""
         return iter(()) if self.host_local is None else holdings(self.host_local)
 
-    def take_over(self, subnets: Collection[Prefix]) -> None:
-        """After a start, on a node that another plugin had: free its addresses that leaked, leave alone those that containers have."""
+    def settle(self, subnets: Collection[Prefix], networks: Collection[Prefix]) -> None:
+        """After a start, with these subnets of the node's own in the cluster's networks: what was before, by us or another, fits in."""
+        self.reconcile()
+        self.subnets, self.networks = tuple(subnets), tuple(networks)
+        self._leave_subnets()
+        self._take_over(subnets)
+
+    def _leave_subnets(self) -> None:
+        """Take addresses of subnets that the node has no more off our bridges, as soon as no container has one of these: they are
+        another node's now, or will be."""
+        for name, bridge in self.ledger.bridges.items():
+            held = [prefix.address for entry in self.ledger.entries.values() if entry.bridge == name for prefix in entry.addresses]
+            for row in tables.addresses(self.nl, name):
+                there = row.address.network
+                ours = bridge.ours or str(row.address) in bridge.addresses
+                elsewhere = any(net.contains(there) for net in self.networks) and not any(subnet.overlaps(there) for subnet in self.subnets)
+                if ours and elsewhere and not any(there.contains(address) for address in held):
+                    self._change(Change("delete", row))
+                    log.info("did ip addr del %s dev %s: it is not of this node's subnet any more", row.address, name)
+
+    def _take_over(self, subnets: Collection[Prefix]) -> None:
+        """On a node that another plugin had: free its addresses that leaked, leave alone those that containers have."""
         known = {prefix.address for entry in self.ledger.entries.values() for prefix in entry.addresses}
         held = [holding for holding in self.holdings() if any(subnet.contains(holding.address) for subnet in subnets)]
         ours = {entry.host_name for entry in self.ledger.entries.values()}
@@ -105,6 +127,7 @@ class Attachments:
             self._forget_neighbours(entry)
             self.ledger.free(entry)
             self.ledger.save()
+            self._leave_subnets()
         self.release(self.inherited(container_id, ifname))
 
     def release(self, held: Collection[Holding]) -> None:

@@ -78,6 +78,7 @@ class Cni:
         return self._result(conf, attachment, call.netns)
 
     async def delete(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
+        self._changing()
         log.info("CNI DEL of %s %s", call.container_id, call.ifname)
         attachments = self.agent.attachments
         await self.removal.remove(host_name(call.container_id, call.ifname))
@@ -105,6 +106,7 @@ class Cni:
         listed = conf.valid if conf.valid is not None else conf.misnamed
         if listed is None:
             return
+        self._changing()
         known, failed = {(each.container_id, each.ifname) for each in listed}, list[str]()
         gone = [each for each in self.agent.attachments.list() if each.network == conf.name and each.key not in known]
 
@@ -139,10 +141,13 @@ class Cni:
 
     # ---- what they need ----------------------------------------------------------------------------------------
 
-    def _node(self) -> NodeNetwork:
-        """Raises CniError, "try again later", while the agent cannot attach anything."""
+    def _changing(self) -> None:
         if self.agent.paused:
             raise CniError(wire.LATER, "the agent is paused: resume it first (tweed lab resume)")
+
+    def _node(self) -> NodeNetwork:
+        """Raises CniError, "try again later", while the agent cannot attach anything."""
+        self._changing()
         try:
             return self.agent.node_network()
         except TweedError as error:
