@@ -28,7 +28,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def boxes():
-    made = [Sandbox() for _ in range(3)]
+    made = [Sandbox() for _ in range(4)]
     yield made
     for box in made:
         box.remove()
@@ -180,6 +180,7 @@ def test_a_node_taken_over_from_flannel(node, boxes):
     unknown = boxes[1]  # a container whose file was lost (k3s#5885)
     node.sh(f"ip link add v5 type veth peer name eth0 netns {unknown.name}; ip link set v5 master cni0 up")
     unknown.sh(f"ip link set eth0 up; ip addr add {base}5/24 dev eth0")
+    boxes[3].sh(f"ip addr add {base}6/24 dev lo")  # of another node (or lab) on this machine
     node.start()
     runtime = drop_in(node)
     mac = json.loads(node.sh("ip -j link show cni0"))[0]["address"]
@@ -198,6 +199,8 @@ def test_a_node_taken_over_from_flannel(node, boxes):
         )
         assert answer.error == 102 and "attached already" in answer.document["msg"]
     assert json.loads(node.sh("ip -j link show cni0"))[0]["address"] == mac
+    assert runtime.add(conflist(SHIPPED), "new", boxes[2].path, ifname="eth1", args=f"IP={base}6")["ips"][0]["address"] == f"{base}6/24"
+    runtime.delete(conflist(SHIPPED), "new", boxes[2].path, ifname="eth1")
     assert not ping([(boxes[2].name, f"{base}2"), (boxes[0].name, f"{base}3")])
     runtime.results["running", "eth0"] = running
     runtime.delete(conflist(SHIPPED), "running", boxes[0].path)

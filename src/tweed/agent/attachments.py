@@ -81,7 +81,7 @@ class Attachments:
         self.reconcile()
         self.subnets, self.networks = tuple(subnets), tuple(networks)
         self._leave_subnets()
-        self._take_over(subnets)
+        self._take_over()
 
     def _leave_subnets(self) -> None:
         """Take addresses of subnets that the node has no more off our bridges, as soon as no container has one of these: they are
@@ -96,14 +96,15 @@ class Attachments:
                     self._change(Change("delete", row))
                     log.info("did ip addr del %s dev %s: it is not of this node's subnet any more", row.address, name)
 
-    def _take_over(self, subnets: Collection[Prefix]) -> None:
+    def _take_over(self) -> None:
         """On a node that another plugin had: free its addresses that leaked, leave alone those that containers have."""
         known = {prefix.address for entry in self.ledger.entries.values() for prefix in entry.addresses}
-        held = [holding for holding in self.holdings() if any(subnet.contains(holding.address) for subnet in subnets)]
+        held = [holding for holding in self.holdings() if self.is_ours(holding)]
         ours = {entry.host_name for entry in self.ledger.entries.values()}
-        if not held and not any(link.master and link.name not in ours for link in links.links(self.nl, "veth")):
+        foreign = {link.lower_netns for link in links.links(self.nl, "veth") if link.master and link.name not in ours}
+        if not held and not foreign:
             return
-        used = in_use(subnets, os.stat("/proc/thread-self/ns/net").st_ino)
+        used = in_use(self.nl, self.subnets, os.stat("/proc/thread-self/ns/net").st_ino)
         if used is None:
             log.warning("cannot look into all network namespaces: the addresses in %s are all taken to be in use", self.host_local)
             return
@@ -111,13 +112,20 @@ class Attachments:
             if holding.address not in used and not holding.is_young():
                 log.info("freeing %s: no container has it any more, %s leaked", format_address(holding.address), holding.path)
                 holding.path.unlink(missing_ok=True)
-        self.strangers = frozenset(used - known - {holding.address for holding in held})
+        # Of other nodes and labs on this machine nothing is taken: only what is behind a port of a bridge here.
+        behind = {address for address, spaces in used.items() if spaces & foreign}
+        self.strangers = frozenset(behind - known - {holding.address for holding in held})
         if self.strangers:
             log.info("containers that another plugin attached have %s", ", ".join(sorted(map(format_address, self.strangers))))
 
     def inherited(self, container_id: str, ifname: str) -> tuple[Holding, ...]:
-        """What host-local still holds for a container that another plugin attached."""
-        return tuple(holding for holding in self.holdings() if holding.owner() in ((container_id, ifname), (container_id, "")))
+        """What host-local still holds for a container that another plugin attached to this network."""
+        owners = (container_id, ifname), (container_id, "")
+        return tuple(holding for holding in self.holdings() if self.is_ours(holding) and holding.owner() in owners)
+
+    def is_ours(self, holding: Holding) -> bool:
+        """Of the node's subnets, so far as these are known; other networks of host-local's are none of our business."""
+        return not self.subnets or any(subnet.contains(holding.address) for subnet in self.subnets)
 
     def detach(self, container_id: str, ifname: str) -> None:
         """Take a container off the bridge and free its addresses. Also with its namespace, its device or our ledger gone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tweed.agent import files
@@ -20,10 +21,9 @@ from tweed.plan.check import Seen, differences
 from tweed.plan.network import network_of
 from tweed.wire import cni as wire
 from tweed.wire.cni import Call, CniError, Conf
+from tweed.wire.flannel import SubnetEnv
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tweed.agent.agent import Agent
 
 
@@ -95,7 +95,6 @@ class Cni:
             return  # flannel's plugin checks nothing
         if attachment is None:
             raise Unknown(f"container {call.container_id} has no {call.ifname} here")
-        network_of(conf, self._node(), self._env(conf))
         with container(call.netns, descriptors) as inside:
             found = differences(attachment, self._seen(attachment, inside))
         if found:
@@ -120,7 +119,7 @@ class Cni:
 
         await asyncio.gather(*map(free, gone))
         holdings = [each for each in self.agent.attachments.holdings() if each.path.parent.name == conf.name and each.owner() not in known]
-        self.agent.attachments.release([each for each in holdings if not each.is_young()])
+        self.agent.attachments.release([each for each in holdings if self.agent.attachments.is_ours(each) and not each.is_young()])
         if failed:
             raise CniError(wire.KERNEL, f"{len(failed)} containers could not be detached: {failed[0]}", "; ".join(failed))
 
@@ -153,12 +152,11 @@ class Cni:
         except TweedError as error:
             raise CniError(wire.LATER, str(error)) from None
 
-    def _env(self, conf: Conf) -> Any:
+    def _env(self, conf: Conf) -> SubnetEnv | None:
         """What flannel's plugin would have read. The agent knows its own lease, so a file that is not there is no error."""
         if not conf.is_flannel:
             return None
-        path: Path = type(self.agent.settings.subnet_file)(conf.subnet_file) if conf.subnet_file else self.agent.settings.subnet_file
-        return files.previous_subnet(path)
+        return files.previous_subnet(Path(conf.subnet_file) if conf.subnet_file else self.agent.settings.subnet_file)
 
     def _result(self, conf: Conf, attachment: Attachment, netns: str) -> dict[str, Any]:
         found = [links.link(self.agent.netlink, name) for name in (attachment.bridge, attachment.host_name)]

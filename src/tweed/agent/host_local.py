@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tweed.addr import Prefix, parse_address
 from tweed.errors import KernelError
-from tweed.kernel import netns, tables
+from tweed.kernel import links, netns, tables
 from tweed.kernel.netlink import Netlink
 
 YOUNG_S = 60.0  # a file may be there before its container has the address
@@ -51,12 +51,14 @@ def holdings(directory: Path) -> Iterator[Holding]:
                         yield Holding(Path(entry.path), parse_address(entry.name))
 
 
-def in_use(subnets: Iterable[Prefix], own: int) -> set[bytes] | None:
-    """The addresses of these subnets that network namespaces of this machine have, apart from the one with the inode `own`.
+def in_use(nl: Netlink, subnets: Iterable[Prefix], own: int) -> dict[bytes, set[int | None]] | None:
+    """The addresses of these subnets that network namespaces of this machine have, each with the numbers by which links of the node's
+    name these namespaces (see `links.nsid`). Without the node's own namespace, whose inode is `own`.
 
     None when one of them cannot be looked into: then nobody knows.
     """
-    wanted, found = tuple(subnets), set[bytes]()
+    wanted = tuple(subnets)
+    found: dict[bytes, set[int | None]] = {}
     for path in namespaces(own):
         try:
             descriptor = netns.open_netns(path)
@@ -64,7 +66,10 @@ def in_use(subnets: Iterable[Prefix], own: int) -> set[bytes] | None:
             continue  # it ended meanwhile
         try:
             with Netlink(descriptor) as inside:
-                found |= {row.address.address for row in tables.addresses(inside) if any(subnet.contains(row.address.address) for subnet in wanted)}
+                here = [row.address.address for row in tables.addresses(inside)]
+            for address in here:
+                if any(subnet.contains(address) for subnet in wanted):
+                    found.setdefault(address, set()).add(links.nsid(nl, descriptor))
         except KernelError:
             return None
         finally:

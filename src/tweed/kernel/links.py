@@ -31,6 +31,12 @@ def link(nl: Netlink, name: str | int) -> Link | None:
     return next((link for answer in answers for link in wire.decode_links(answer)), None)
 
 
+def nsid(nl: Netlink, netns: int) -> int | None:
+    """What `lower_netns` is in the links that lead from here into a namespace (a file descriptor); None where none does."""
+    answers = nl.request(wire.get_nsid(netns), "ip netns list-id")
+    return next((wire.decode_nsid(answer) for answer in answers), None)
+
+
 def index_of(nl: Netlink, name: str, operation: str) -> int:
     """The device's index. Raises KernelError(ENODEV) for `operation` when there is none."""
     found = link(nl, name)

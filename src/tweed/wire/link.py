@@ -28,6 +28,8 @@ from tweed.wire.netlink import (
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 
+RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3  # linux/net_namespace.h
+
 IFF_UP, IFF_RUNNING, IFF_PROMISC = 0x1, 0x40, 0x100
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
@@ -207,6 +209,11 @@ def del_link(device: str | int) -> bytes:
     return message(RTM_DELLINK, 0, body(index), *parts)
 
 
+def get_nsid(netns: int) -> bytes:
+    """Ask by which number links that lead into a namespace (a file descriptor) name it."""
+    return message(RTM_GETNSID, 0, bytes(4), u32(NETNSA_FD, netns))
+
+
 # ---- what we read -----------------------------------------------------------------------------------------------
 
 
@@ -254,6 +261,15 @@ def decode_link(index: int, flags: int, found: dict[int, bytes]) -> Link:
         alias=read_text(found.get(IFLA_IFALIAS, b"")),
         promisc=bool(flags & IFF_PROMISC),
     )
+
+
+def decode_nsid(data: bytes) -> int | None:
+    """The number in the answer to `get_nsid`, None where no link leads there."""
+    for kind, _, _, _, start, end in messages(data):
+        if kind == RTM_NEWNSID and (payload := attributes(data, start + 4, end).get(NETNSA_NSID)) is not None:
+            nsid = int(INT.unpack(payload)[0])
+            return nsid if nsid >= 0 else None
+    return None
 
 
 def number(found: dict[int, bytes], kind: int) -> int:
