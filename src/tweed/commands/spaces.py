@@ -13,7 +13,7 @@ import click
 from tweed.addr import format_address, format_mac
 from tweed.commands.common import agent_socket, own_netns, store_settings, with_store
 from tweed.config import Settings, load
-from tweed.errors import TweedError, UsageError
+from tweed.errors import KernelError, TweedError, UsageError
 from tweed.kernel import links
 from tweed.kernel.netlink import Netlink
 from tweed.kernel.netns import DIRECTORY, inode, open_netns, run_in
@@ -47,8 +47,14 @@ def opened(lab: registry.Lab | None) -> Iterator[Spaces]:
         spaces: dict[str, int | None] = {}
         for name, path in (lab_paths(lab) if lab is not None else node_paths()).items():
             spaces[name] = None if path is None else open_netns(path)
-            if (descriptor := spaces[name]) is not None:
-                stack.callback(os.close, descriptor)
+            if (descriptor := spaces[name]) is None:
+                continue
+            stack.callback(os.close, descriptor)
+            try:
+                run_in(descriptor, lambda: None)
+            except KernelError as error:  # CAP_SYS_ADMIN opens others' namespaces
+                click.echo(f"tweed: without {name}: {error}", err=True)
+                del spaces[name]
         yield spaces
 
 

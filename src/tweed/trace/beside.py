@@ -201,11 +201,10 @@ def look_up_step(steps: Sequence[Step], sight: Sight, now: int) -> int | None:
 def of_look_up(sight: Sight, began_ns: int) -> Seen:
     event = sight.event
     table = TABLE_NAMES.get(event.table, str(event.table))
-    answer = (
-        ERRNO_TABLES.get(event.code, f"error {event.code}")
-        if event.code
-        else f"{f'via {format_address(event.gateway)} ' if event.gateway else ''}dev {event.device or '?'}"
-    )
+    if event.code or (len(event.dst) == 16 and event.device == "lo"):  # IPv6 answers with its null entry, on lo
+        answer = ERRNO_TABLES.get(event.code, f"error {event.code}") if event.code else "no row"
+    else:
+        answer = f"{f'via {format_address(event.gateway)} ' if event.gateway else ''}dev {event.device or '?'}"
     tracepoint = "fib6_table_lookup" if len(event.dst) == 16 else TRACEPOINTS[ROUTED]
     return Seen(tracepoint, sight.node, event.device, "", micro(event.t_ns, began_ns), None, 0, f"table {table}: {format_address(event.dst)} {answer}")
 

@@ -17,8 +17,8 @@ from tweed.trace.beside import Laid, beside, in_tunnel
 from tweed.trace.cluster import Cluster
 from tweed.trace.drops import SEND_ERRORS, explain
 from tweed.trace.events import DROPPED
-from tweed.trace.frames import Probe
-from tweed.trace.result import Divergence, Quote, Said, Seen, Tier, Verdict, Walk, kind_of
+from tweed.trace.frames import TTL, Probe
+from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk, kind_of
 from tweed.trace.sights import Leg, Sight, is_error
 
 
@@ -132,6 +132,8 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
     if laid.drop is not None:
         node, device = where(laid, laid.drop)
         cause, fix = explain(laid.drop, laid.errors, cluster, node, device)
+        if cause.id == "ttl-exceeded" and (short := short_lived(laid, cause)) is not None:
+            return ended(made, laid, "dropped", short)
         return ended(made, laid, "dropped", Divergence(node, device, cause, evidence(laid, seen), fix))
     last = laid.last
     node, device = (last.node, last.event.device) if last is not None else (laid.steps[0].node, laid.steps[0].device)
@@ -143,6 +145,8 @@ def without_differences(laid: Laid) -> list[object]:
 
 
 def ended(walk: Walk, laid: Laid, verdict: Verdict, divergence: Divergence | None) -> Walk:
+    if divergence is not None and not divergence.device and laid.last is not None and laid.last.node == divergence.node:
+        divergence = msgspec.structs.replace(divergence, device=laid.last.event.device)
     return msgspec.structs.replace(walk, verdict=verdict, first_divergence=divergence, outcomes={laid.branch: verdict})
 
 
@@ -150,6 +154,17 @@ def came_so_far(laid: Laid) -> bool:
     """Whether it was seen at the last place before the step that fails, or there are none before it."""
     places = [number for number, step in enumerate(laid.steps[:-1]) if step.hop is not None]
     return not places or laid.far >= places[-1]
+
+
+def short_lived(laid: Laid, cause: Said) -> Divergence | None:
+    """The sender itself gave it too small a TTL."""
+    first = next((step for step in laid.steps if step.seen and step.hop is not None), None)
+    names = [name for sight in first.seen for name in sight.differs] if first is not None else []
+    if first is None or not any(name.endswith(("ttl", "hop_limit")) for name in names):
+        return None
+    key = "net/ipv4/ip_default_ttl" if any(name.endswith("ttl") for name in names) else f"net/ipv6/conf/{first.device}/hop_limit"
+    evidence = tuple(Quote(sight.event, f"{sight.node} {sight.device}: {', '.join(sight.differs)}") for sight in first.seen if sight.differs)
+    return Divergence(first.node, first.device, cause, evidence, (Fix(first.node, f"sysctl -w {key}={TTL}"),))
 
 
 def passed(laid: Laid, found: Divergence) -> bool:

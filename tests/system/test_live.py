@@ -1,0 +1,168 @@
+"""`tweed walk --live`: one real packet through a whole lab, healthy and broken, beside what the tables say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.system.conftest import SOURCE, TWEED, Lab, eventually, ping, running, tweed
+from tests.system.test_diagnosis import FAULTS, fits
+
+# A quiet end, one that waits for a neighbour, a loop of another kind each: the rest of the catalogue differs in its tables alone.
+CHOSEN = ("route-missing", "route-wrong-node", "route-leftover", "vtep-mac-stale", "fdb-missing", "fdb-wrong-host", "vni-mismatch", "local-wrong")
+CHOSEN += ("nic-down", "veth-detached", "pod-mtu", "udp-dropped", "rp-filter", "pod-route-missing")
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Lab]:
+    """Its agents are paused: what the tests break stays broken until they mend it."""
+    with running(f"w{os.getpid()}", "--ipv6") as made:
+        assert made.tweed("pause").returncode == 0
+        yield made
+
+
+def walk(lab: Lab, *words: str) -> dict[str, Any]:
+    done = tweed("walk", "--live", *words, "--lab", lab.name, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    document = json.loads(done.stdout)
+    assert not [each for each in document["findings"] if each["id"] == "evaluation-differs"]
+    return document
+
+
+def places(document: dict[str, Any]) -> list[str]:
+    """Where the packet was seen, in order, each once."""
+    moves = ("net_dev_queue", "netif_receive_skb")
+    seen = sorted((sight["t_us"], sight["node"], sight["device"]) for step in document["steps"] for sight in step["seen"] if sight["event"] in moves)
+    return list(dict.fromkeys(f"{node} {'veth' if device.startswith('veth') else device}" for _, node, device in seen))
+
+
+THERE = ["master/pod1 eth0", "master veth", "master cni0", "master flannel.1", "master ens33"]
+THERE += ["node2 ens33", "node2 flannel.1", "node2 cni0", "node2 veth", "node2/pod1 eth0"]
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--proto", "udp"), ("--proto", "tcp"), ("--size", "1400", "--df"), ("--size", "4000")], ids=["icmp", "udp", "tcp", "large", "fragments"]
+)
+def test_a_healthy_walk(own: Lab, options: tuple[str, ...]) -> None:
+    document = walk(own, "master/pod1", "node2/pod1", *options)
+    assert (document["verdict"], document["tier"], document["first_divergence"]) == ("delivered", "bpf", None)
+    assert places(document) == THERE
+    assert document["reply"]["verdict"] == "delivered" and set(places(document["reply"])) == set(THERE)
+    assert not [sight for step in document["steps"] for sight in step["seen"] if sight["differs"]]
+    if options == ():
+        assert document["whole"]["verdict"] == "delivered"
+        sizes = {sight["size"] for step in document["whole"]["steps"] for sight in step["seen"] if sight["device"] == "ens33" and sight["size"]}
+        assert sizes == {14 + 50 + 1430}  # the MTU of pods of both families, and what a tunnel adds
+    if options == ("--size", "4000"):
+        at_nic = [
+            sight["size"] for step in document["steps"] for sight in step["seen"] if (sight["node"], sight["device"]) == ("master", "ens33") and sight["size"]
+        ]
+        assert len(at_nic) == 3
+
+
+def test_ipv6(own: Lab) -> None:
+    document = walk(own, own.pod("master/pod1").ip(6), own.pod("node2/pod1").ip(6))
+    assert (document["verdict"], document["first_divergence"]) == ("delivered", None)
+    assert places(document) == [place.replace("flannel.1", "flannel-v6.1") for place in THERE]
+
+
+def test_on_one_node_the_bridge_alone_carries_it(own: Lab) -> None:
+    document = walk(own, "master/pod1", "master/pod2")
+    assert (document["verdict"], document["first_divergence"]) == ("delivered", None)
+    assert places(document) == ["master/pod1 eth0", "master veth", "master/pod2 eth0"]
+
+
+def test_from_a_host_and_to_itself(own: Lab) -> None:
+    for src, dst in (("master", "node2/pod1"), ("node2/pod1", "node1"), ("node2", "node1"), ("master/pod1", "master/pod1")):
+        document = walk(own, src, dst)
+        assert (document["verdict"], document["first_divergence"]) == ("delivered", None), (src, dst)
+
+
+@pytest.mark.parametrize("fault", CHOSEN)
+def test_a_broken_walk_is_named_and_mended(own: Lab, fault: str) -> None:
+    row = next(row for row in FAULTS if row[0] == fault)
+    done = own.tweed("break", fault, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    try:
+        document = walk(own, told["src"], told["dst"], "--fix")
+        divergence = document["first_divergence"]
+        assert document["verdict"] in ("dropped", "lost", "detour")
+        pod = next(end for end in (told["src"], told["dst"]) if end.startswith(told["node"]))
+        place = {"node": told["node"], "peer": told["peer"], "node/pod": pod}[row[1]]
+        assert (divergence["node"], divergence["cause"]) == (place, row[3]) and fits(row[2], divergence["device"])
+        assert [each["error"] for each in document["fixed"]["commands"]] == [""] * len(divergence["fix"]) and divergence["fix"]
+        assert (document["fixed"]["after"]["verdict"], document["fixed"]["after"]["first_divergence"]) == ("delivered", None)
+        src, dst = own.pod(told["src"]), own.pod(told["dst"])
+        assert not ping([(src.netns, dst.ip()), (dst.netns, src.ip())])
+    finally:
+        healed = own.tweed("heal")
+    assert healed.returncode == 0, healed.stderr
+    own.tweed("pause")
+
+
+# What no table of ours tells: the kernel's word alone names it.
+BRIDGED = "nft 'table bridge f { chain c { type filter hook output priority 0; ip daddr 10.244.2.2 drop; }; }'"
+OTHERS = [
+    ("node2", BRIDGED, "nft delete table bridge f", "node2", "firewall-drops"),
+    ("master", "tc qdisc add dev ens33 root pfifo limit 0", "tc qdisc del dev ens33 root", "master", "kernel-drops"),
+    ("node2/pod1", "sysctl -qw net.ipv4.icmp_echo_ignore_all=1", "sysctl -qw net.ipv4.icmp_echo_ignore_all=0", "node2/pod1", "no-answer"),
+    ("master/pod1", "sysctl -qw net.ipv4.ip_default_ttl=1", "sysctl -qw net.ipv4.ip_default_ttl=64", "master/pod1", "ttl-exceeded"),
+    ("node2", "ip route add blackhole 10.244.0.2", "ip route del blackhole 10.244.0.2", "node2", "route-blackhole"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "do", "undo", "node", "cause"), OTHERS, ids=[row[1].split()[0] + "-" + row[4] for row in OTHERS])
+def test_what_only_the_packet_shows(own: Lab, where: str, do: str, undo: str, node: str, cause: str) -> None:
+    own.run(where, do)
+    try:
+        document = walk(own, "master/pod1", "node2/pod1")
+    finally:
+        own.run(where, undo)
+    assert document["verdict"] in ("dropped", "lost")
+    assert (document["first_divergence"]["node"], document["first_divergence"]["cause"]) == (node, cause)
+
+
+def without(*capabilities: str) -> list[str]:
+    """The command `tweed` without some rights."""
+    return ["setpriv", f"--bounding-set={','.join(f'-{each}' for each in capabilities)}", f"--inh-caps={','.join(f'-{each}' for each in capabilities)}", *TWEED]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "tier", "blind"),
+    [
+        (("bpf", "perfmon", "sys_admin"), "packet", {"drops", "decisions", "times-inside"}),
+        (("bpf", "perfmon", "sys_admin", "net_raw"), "tables", {"everything-sent"}),
+    ],
+)
+def test_with_fewer_rights_it_says_what_it_cannot_see(own: Lab, capabilities: tuple[str, ...], tier: str, blind: set[str]) -> None:
+    """In a node's own namespace, to enter which the right is lacking."""
+    dst = own.pod("node2/pod1").ip()
+    src = own.node("master").public_ip
+    command = ["nsenter", f"--net=/run/netns/{own.netns('master')}", *without(*capabilities), "walk", "--live", src, dst, "--json"]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode in (0, 3), done.stderr
+    document = json.loads(done.stdout)
+    assert document["tier"] == tier and blind <= {each["id"] for each in document["blind"]}
+
+
+def test_killed_in_the_middle_it_leaves_nothing(own: Lab) -> None:
+    """A walk that waits for a neighbour, ended by SIGKILL while it does: no rule table, no program, no socket is left."""
+    own.run("master", "ip neigh del 10.244.2.0 dev flannel.1")
+    try:
+        environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+        command = [sys.executable, "-m", "tweed", "walk", "--live", "master/pod1", "node2/pod1", "--lab", own.name]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+            eventually(lambda: "10.244.2.0" in own.run("master", "ip neigh show dev flannel.1 nud incomplete"), "the packet waits")
+            process.send_signal(signal.SIGKILL)
+        assert "tweed-walk" not in own.run("master", "nft list tables")
+    finally:
+        own.run("master", f"ip neigh replace 10.244.2.0 lladdr {own.node_status('node2')['vtep_mac']} dev flannel.1 nud permanent")
+    assert walk(own, "master/pod1", "node2/pod1")["verdict"] == "delivered"
