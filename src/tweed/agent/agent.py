@@ -94,6 +94,7 @@ class Agent:
         self.last_changes = 0
         self.last_reason = ""
         self.wake = asyncio.Event()
+        self.turned = asyncio.Event()  # what is to be said of the agent may be another thing now
         self.reasons: set[str] = set()
         self.retry_s = RETRY_S[0]
         self.retry: asyncio.TimerHandle | None = None
@@ -172,6 +173,7 @@ class Agent:
                 raise
             except TweedError as error:
                 self.reason = str(error)
+                self.turned.set()
                 if isinstance(error, StoreUnavailable):
                     self.waiting_since = self.waiting_since or time.time()
                 log.warning("waiting: %s", error)
@@ -514,6 +516,7 @@ class Agent:
                 self.dataplane.networks = self.network.networks
                 self.notes.set_networks([str(n) for n in self.network.networks])
             self.complete, self.reason = True, ""
+        self.turned.set()
         self.leave_word()
 
     async def _check_configuration(self) -> None:
@@ -548,6 +551,14 @@ class Agent:
     @property
     def ready(self) -> bool:
         return self.complete and not self.report.failures and not self.report.device_failures and not self.fenced
+
+    @property
+    def word(self) -> str:
+        """How things stand, in one line."""
+        if not self.ready:
+            return f"not ready: {self.reason or self.fenced}"
+        problems = len(self.all_problems())
+        return f"ready: {len(self.dataplane.peers)} peers programmed{f', {problems} problems: see tweed status' if problems else ''}"
 
     @property
     def fenced(self) -> str:

@@ -16,6 +16,7 @@ from tweed.agent.agent import Agent
 from tweed.agent.api import serve
 from tweed.agent.cni import Cni
 from tweed.agent.log import log, start_logging
+from tweed.agent.notify import Notifier
 from tweed.config import Settings
 from tweed.errors import TweedError
 
@@ -67,6 +68,10 @@ async def _main(settings: Settings, watch_kernel: bool) -> None:
         agent = Agent(settings, watch_kernel=watch_kernel)
         await serve(agent, end, stack)
         await cni_socket.serve(Cni(agent), settings.cni_socket, stack)
+        notifier = Notifier(os.environ)
+        following = asyncio.create_task(notifier.follow(agent))
+        stack.callback(following.cancel)
+        stack.callback(notifier.tell, "STOPPING=1")
         running, told = asyncio.create_task(agent.run()), asyncio.create_task(ending.wait())
         await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
