@@ -243,6 +243,25 @@ async def test_two_nodes_with_one_pod_cidr_are_one_lease_and_one_complaint(place
     assert events == [] and [r.owner.node for r in (await store.snapshot()).records] == ["n2"]
 
 
+async def test_rubbish_on_a_node_with_the_same_pod_cidr_harms_no_lease(place):
+    """Whichever was there first, in a list and in a watch, and when it goes."""
+    rubbish = {NAMES.managed: "true", NAMES.backend_data: "rubbish"}
+    place.node(1, name="a", **rubbish)
+    store = place.store()
+    events, _ = place.follow(store, (await store.snapshot()).revision)
+    place.node(1, name="b")
+    record = await place.store().create(lease(), Owner("b", "x"))
+    place.node(1, name="c", **rubbish)
+    for name in ("a", "c"):
+        place.server.objects.delete(name)
+    await until(lambda: len(events) == 3)
+    assert [(e.key, e.record) for e in events] == [(record.key, record), ("10.244.1.0-24 of node c", None), ("10.244.1.0-24 of node c", None)]
+    for name in ("a", "c"):
+        place.node(1, name=name, **rubbish)
+    snapshot = await store.snapshot()
+    assert snapshot.records == (record,) and sorted(j.key for j in snapshot.junk) == [f"10.244.1.0-24 of node {name}" for name in "ac"]
+
+
 async def test_a_node_writes_no_other_nodes_lease(place):
     for number in (1, 2):
         place.node(number)

@@ -8,6 +8,7 @@ the lease itself changed, and compare-and-swap compares the lease: when only the
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import time
@@ -23,7 +24,7 @@ from tweed.model import Junk, Lease, LeaseRecord, Owner
 from tweed.stores import JUNK_MAX, TTL_S, Event, Given, Snapshot, more_junk
 from tweed.stores.kube.access import Access, find_access
 from tweed.stores.kube.api import STRATEGIC_MERGE, Absent, KubeApi
-from tweed.stores.kube.watch import OwnNode, Published, Reader, decode, read, revision_of, same
+from tweed.stores.kube.watch import OwnNode, Published, Reader, decode, possible_keys, read, revision_of, same
 from tweed.wire import kubenode
 from tweed.wire.kubenode import Names, Node
 
@@ -161,8 +162,8 @@ class KubeStore:
         if not seen:
             self.own.now = None
         published = Published(revision_of(page.metadata.resource_version))
-        # The elder first, so that it is the one that keeps a contested subnet.
-        for name, what in sorted(found, key=lambda f: (f[1].created if isinstance(f[1], LeaseRecord) else 0, f[0])):
+        # The elder first, so that it is the one that keeps a contested subnet, and leases before what is none.
+        for name, what in sorted(found, key=lambda f: (f[1].created if isinstance(f[1], LeaseRecord) else math.inf, f[0])):
             published.see(name, what, self.published.by_node.get(name))
         self.published = published
         self.holders.clear()
@@ -213,10 +214,9 @@ class KubeStore:
         name = self.node_name(lease.key, owner)
 
         def change(node: Node) -> Wanted:
-            there = [p for p in kubenode.pod_cidrs(node) if p is not None]
-            if any(e.subnet not in there for e in lease.endpoints):
-                raise Conflict(f"node {name} has the pod CIDR {', '.join(map(str, there)) or 'none'}, not {lease}")
             now = read(node, self.names)
+            if lease.key not in possible_keys(node):
+                raise Conflict(f"node {name} has the pod CIDR {', '.join(node.spec.pod_cidrs or ()) or node.spec.pod_cidr or 'none'}, not {lease}")
             # A node may put right what somebody made of its own lease, and give it another family.
             if now is not None and not (owner is not None and owner.node == name and (isinstance(now, Junk) or now.key != lease.key)):
                 raise Conflict(f"lease {lease} exists already")

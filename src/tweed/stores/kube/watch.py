@@ -99,12 +99,17 @@ class Published:
         return made
 
     def see(self, name: str, read: LeaseRecord | Junk | None, before: LeaseRecord | Junk | None) -> LeaseRecord | Junk | None:
-        """Remember it. A lease that did not change keeps the revision that it had; one whose subnet another Node has is none."""
-        if read is not None and (holder := self.holders.setdefault(read.key, name)) != name:
+        """Remember it. A lease that did not change keeps the revision that it had; one whose subnet another Node has is none.
+
+        What is no lease holds no subnet, so that it keeps nobody else from it.
+        """
+        if read is not None and (holder := self.holders.get(read.key, name)) != name:
             self.rivals[read.key] = name
             read = Junk(f"{read.key} of node {printable(name.encode())}", f"node {printable(holder.encode())} has the same pod CIDR; skipped")
-        elif isinstance(read, LeaseRecord) and isinstance(before, LeaseRecord) and same(read, before):
-            read = before
+        elif isinstance(read, LeaseRecord):
+            self.holders[read.key] = name
+            if isinstance(before, LeaseRecord) and same(read, before):
+                read = before
         self.by_node[name] = read
         return read
 
@@ -151,13 +156,13 @@ class Reader:
         now = None if kind == "DELETED" else self.now.see(name, read(node, self.names), before)
         if before is not None and before.key not in self.now.holders and before.key in self.now.rivals:
             raise Compacted(f"{before.key} is free for node {self.now.rivals[before.key]}, which has the same pod CIDR: reading all nodes again")
-        if now is not None:
+        if isinstance(now, LeaseRecord):
             self.holders[now.key] = name
         if known and now == before:
             return []
         # Of a Node that was not heard of before, what it had is not known either.
         earlier = [before.key] if before is not None else [] if known else possible_keys(node)
-        events = [Event(self.now.revision, key) for key in earlier if now is None or key != now.key]
+        events = [Event(self.now.revision, key) for key in earlier if (now is None or key != now.key) and key not in self.now.holders]
         return events if now is None else [*events, self.event(name)]
 
     def event(self, name: str) -> Event:
