@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from tests.system.conftest import TWEED, Lab, eventually, running, tweed
 
+from tweed.lab.agents import flags
+
 APPLETS = ("sh", "ip", "ping", "nc", "sleep", "cat", "sha256sum", "timeout")
 TEN_MEGABYTES = 10 << 20
 
@@ -132,6 +134,7 @@ def test_a_changed_subnet_is_said(own: Lab) -> None:
     try:
         problems = eventually(lambda: [p for p in own.agent("node1")["problems"] if p["subject"] == "docker0"], "the agent sees docker0", 40)
         assert problems[0]["id"] == "bridge-subnet" and "has 10.244.9.1/24, but this node's subnet is 10.244.1.0/24" in problems[0]["text"]
+        assert own.tweed("exec", "node1", "--", *TWEED, "agent", "--dry-run", *flags(own, own.node("node1"))).returncode == 0, "no reason not to start"
     finally:
         own.run("node1", "ip link del docker0")
 

@@ -21,6 +21,7 @@ from tweed.plan.underlay import Host, Underlay, Way, Wish, choose_underlay, keep
 from tweed.stores import Given
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
+DOCKER = ("docker", "br-")  # its default bridge, and those of networks that users make
 EVERYTHING = (Prefix.parse("0.0.0.0/0"), Prefix.parse("::/0"))
 
 
@@ -66,11 +67,11 @@ class Site:
     def check_overlap(self) -> None:
         """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are.
 
-        A bridge on what looks like another node's subnet is Docker's from before the subnet changed: a problem to name, not to refuse.
+        Docker's bridge on what looks like another node's subnet is from before the subnet changed: a problem to name, not to refuse.
         """
         host = self.host()
         own: list[Prefix] = list(files.previous_subnet(self.settings.subnet_file).subnets)
-        own += [address for _, address in self.container_bridges()]
+        own += [address for name, address in self.container_bridges() if name.startswith(DOCKER)]
         addresses = [(a.device, a.address) for a in host.addresses if not any(p.contains(a.address) for p in own)]
         if overlaps := host_overlaps(self.network, addresses, {device_name(self.network.vni, family) for family in (4, 6)}):
             raise UsageError(overlaps[0])
