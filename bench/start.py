@@ -5,29 +5,42 @@ The floor is an interpreter that imports the agent and ends. 'again' is a restar
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from bench.common import Node, Sample, agent, circumstances, cpu_s, fill, nodes, ours_s, ratio, spread, table
 
 COUNTS, ROUNDS = (0, 1_000, 10_000), 5
 
 
+@contextlib.contextmanager
+def sqlite(count: int) -> Iterator[tuple[Node, list[str]]]:
+    """A node, and the flags by which an agent finds a store of so many leases."""
+    with nodes(1) as (node,):
+        path = node.directory.parent / "store.db"
+        fill(path, count)
+        yield node, [f"--store=sqlite://{path}"]
+
+
 def main() -> None:
-    with circumstances(f"Process start to ready, seconds, median (least … most) of {ROUNDS}"):
+    compare("Process start to ready", "tweed.commands.agent, tweed.agent.main", sqlite)
+
+
+def compare(title: str, imports: str, ground: Callable[[int], AbstractContextManager[tuple[Node, list[str]]]]) -> None:
+    with circumstances(f"{title}, seconds, median (least … most) of {ROUNDS}"):
         floor: list[Sample] = []
         first: dict[int, list[Sample]] = {count: [] for count in COUNTS}
         again: dict[int, list[Sample]] = {count: [] for count in COUNTS}
         for _ in range(ROUNDS):
-            floor.append(imported())
+            floor.append(imported(imports))
             for count in COUNTS:
-                with nodes(1) as (node,):
-                    path = node.directory.parent / "store.db"
-                    fill(path, count)
-                    first[count].append(ready(node, path))
-                    again[count].append(ready(node, path))
+                with ground(count) as (node, flags):
+                    first[count].append(ready(node, flags))
+                    again[count].append(ready(node, flags))
         named = [("imports alone (floor)", floor)]
         named += [(f"{count:,} leases, {how}", some[count]) for count in COUNTS for how, some in (("first", first), ("again", again))]
         rows = []
@@ -37,8 +50,8 @@ def main() -> None:
         table(("", "wall, s", "CPU, s", "wall over floor"), rows)
 
 
-def imported() -> Sample:
-    command = [sys.executable, "-c", "import tweed.commands.agent, tweed.agent.main; print('imported', flush=True)"]
+def imported(modules: str) -> Sample:
+    command = [sys.executable, "-c", f"import {modules}; print('imported', flush=True)"]
     start, before = time.perf_counter(), ours_s()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -47,8 +60,8 @@ def imported() -> Sample:
     return Sample(wall, ours_s() - before)
 
 
-def ready(node: Node, store: Path) -> Sample:
-    with agent(node, store) as process:
+def ready(node: Node, flags: Sequence[str]) -> Sample:
+    with agent(node, None, *flags) as process:
         wall = process.wait_for("ready")
         return Sample(wall, cpu_s(process.pid))
 

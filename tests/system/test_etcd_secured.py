@@ -13,7 +13,7 @@ from tests.system.cluster import V4, Cluster, Node, wait_for
 
 PREFIX = "/coreos.com/network"
 # Longer than etcd and the agent wait for an answer. What happens after a minute is the same, and was tried by hand.
-LOST_S = float(os.environ.get("TWEED_TEST_MAJORITY_LOST_S", "4"))
+LOST_S = float(os.environ.get("TWEED_TEST_MAJORITY_LOST_S", "2"))
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ def prepare(lab: Lab, topology: Topology) -> tuple[str, ...]:
 
 
 def start(lab: Lab, space: str, url: str) -> subprocess.Popen[bytes]:
-    """In a session of its own, as the agents: neither Ctrl-C nor the end of the terminal reaches it."""
+    """In a session of its own, as the agents: neither Ctrl-C nor the end of the terminal reaches it. Goes on with the data of an earlier one."""
     directory = lab.directory / "etcd"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     words = [f"--data-dir={directory / 'data'}", f"--listen-client-urls={url}", f"--advertise-client-urls={url}"]
     words += [f"--listen-peer-urls=http://127.0.0.1:{PEER_PORT}", "--logger=zap", "--log-level=warn"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
