@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,12 @@ def test_an_agent_that_is_away(node):
     with sandboxes(3) as boxes:
         before = {relay: runtime.add(NETWORK, relay, box.path) for (relay, runtime), box in zip(runtimes.items(), boxes, strict=False)}
         node.end(signal.SIGKILL)
-        calls = []
+        calls, never = [], []
+        for relay, runtime in runtimes.items():  # two that belong to an agent which never was
+            lost = Runtime(node, node.directory / f"lost-{relay}")
+            shutil.copytree(runtime.directories[0], lost.directories[0])
+            (lost.directories[0] / "tweed.agent").write_text("/nonexistent/run\n")
+            never.append(lost.popen("tweed", conf(), **variables("ADD", boxes[2].path, "never")))
         for (relay, runtime), box in zip(runtimes.items(), boxes, strict=False):
             calls.append(("ADD", runtime.popen("tweed", conf(), **variables("ADD", boxes[2].path, "third"))))
             calls.append(("STATUS", runtime.popen("tweed", conf("1.1.0"), CNI_COMMAND="STATUS")))
@@ -89,6 +95,9 @@ def test_an_agent_that_is_away(node):
             assert (process.returncode, document["code"], err) == (1, 50 if command == "STATUS" else 11, "")
             assert said.match(document["msg"]) and "start tweed agent again" in document["details"]
             assert document["cniVersion"] == ("1.1.0" if command == "STATUS" else "1.0.0")
+        for process in never:
+            out, _ = process.communicate(timeout=60)
+            assert json.loads(out)["code"] == 11 and "none has since it was started" in json.loads(out)["msg"]
         node.start()
         # The queue comes first of all: the address is free, so that the new one does not come beside it.
         address = before["c"]["ips"][0]["address"]
@@ -98,13 +107,11 @@ def test_an_agent_that_is_away(node):
 
 
 def test_a_node_on_which_no_agent_ever_ran(node, tmp_path):
-    """Not even a directory: DEL succeeds, the others say so. And a queue that is full refuses."""
-    adding = {}
+    """Not even a directory: DEL succeeds. A queue that is full refuses."""
     for relay in ("c", "python"):
         runtime = installed(node, relay)
         run_dir = tmp_path / f"never-{relay}"
         (runtime.directories[0] / "tweed.agent").write_text(f"{run_dir}\n")
-        adding[relay] = runtime.popen("tweed", conf(), **variables("ADD", "/nonexistent"))
         assert runtime.run("tweed", conf(), **variables("DEL", "")).code == 0
         queue = run_dir / "cni-queue"
         assert [path.name for path in queue.iterdir()] == ["0"] and queue.stat().st_mode & 0o777 == 0o700
@@ -113,9 +120,6 @@ def test_a_node_on_which_no_agent_ever_ran(node, tmp_path):
             (queue / str(number)).touch()
         full = runtime.run("tweed", conf(), **variables("DEL", ""))
         assert full.error == 11 and "full" in full.document["msg"] and len([*queue.iterdir()]) == 1000
-    for process in adding.values():
-        out, _ = process.communicate(timeout=60)
-        assert json.loads(out)["code"] == 11 and "none has since it was started" in json.loads(out)["msg"]
 
 
 def test_an_agent_that_comes_while_the_plugin_waits(node):

@@ -458,9 +458,6 @@ class Agent:
             self.ears.expect(report.changes)
             return msgspec.structs.replace(report, shadows=self.report.shadows, foreign=self.report.foreign)
         self._follow_underlay()
-        # A pod with a namespace is Kubernetes', wherever the leases are.
-        services = self.settings.store == "kube" or any("/" in pod.pod for pod in self.attachments.list())
-        self.needs = list(needs.problems(self.site.families, services=services))
         self.bridge_problems = self.site.bridge_problems(tuple(endpoint.subnet for endpoint in self.membership.own.lease.endpoints), self._pod_bridges)
         self.dataplane.vteps = self.wanted_vteps()
         self.dataplane.peers = self.screened.peers
@@ -468,6 +465,9 @@ class Agent:
         self.ears.expect(report.changes)
         if problem := self.macs.see(report):
             self.problems["mac-rewritten"] = problem
+        # After what needs no file. A pod with a namespace is Kubernetes', wherever the leases are.
+        services = self.settings.store == "kube" or any("/" in pod.pod for pod in self.attachments.list())
+        self.needs = list(needs.problems(self.site.families, services=services))
         return await self._firewall(report)
 
     async def _firewall(self, report: Report) -> Report:

@@ -166,7 +166,7 @@ def from_json(fields: dict[str, Any]) -> Attachment:
     """The reverse of `as_json`. Raises ValueError (msgspec's too) when a field is missing or cannot be read."""
     texts = {name: fields.get(name, []) for name in ("addresses", "gateways", "routes")}
     for name, found in texts.items():
-        if not isinstance(found, list) or name not in fields:
+        if not isinstance(found, list) or (name == "addresses" and not found):
             raise ValueError(f"{name}: a list is missing")
     plain = {name: value for name, value in fields.items() if name not in texts}
     bare = msgspec.convert(plain | {"mac": parse_mac(str(fields.get("mac"))), "addresses": []}, Attachment)
