@@ -88,8 +88,10 @@ def listen(watch: Watch, shot: Shot, places: Collection[int]) -> list[Event]:
     started = last = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt):  # who stops it wants what there is
         while time.monotonic() < (last + AFTER_S if events else started + LISTEN_S):
-            if new := [event for event in watch.drain(SLICE_S) if event.netns in places and (events or event.kind != ROUTED)]:
+            new = [event for event in watch.drain(SLICE_S) if event.netns in places]
+            if events or any(event.kind != ROUTED for event in new):  # look-ups alone may be anybody's for the same addresses
                 events += new
+            if new and events:
                 last = time.monotonic()
     if not events:
         click.echo("it did not come by here; that is recorded too", err=True)

@@ -125,6 +125,10 @@ def lay(walk: Walk, branch: str, probe: Probe, cluster: Cluster, mine: Sequence[
         moment = sight.event.t_ns
         told.setdefault(step, []).append(of_event(sight, began_ns, None if before_ns is None else (moment - before_ns) / 1000, differs))
         before_ns = moment
+    if any(sight.event.kind == ROUTED for sight in mine):
+        for number, each in enumerate(steps[: max(seen, default=-1)]):
+            if number not in told and each.decision.id.startswith(("route-", "underlay-")):  # decided, and nothing was looked up
+                told[number] = [Seen("cached", each.node, each.device, text=each.row.text.split("\n")[0] if each.row is not None else "")]
     made = [with_sights(each, told.get(number, [])) for number, each in enumerate(steps)]
     if drop is None and (not places or places[-1] not in seen):
         drop = elsewhere
@@ -193,7 +197,7 @@ def look_up_step(steps: Sequence[Step], sight: Sight, now: int) -> int | None:
             continue
         if step.question == 4 and step.decision.params.get("host") == dst and sight.leg == "":
             return number
-        if sight.leg and step.decision.id.startswith(("route-", "source-namespace", "source-host", "rule-")):
+        if sight.leg and step.decision.id.startswith(("route-", "rule-")):
             return number
     return None
 

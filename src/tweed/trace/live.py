@@ -208,8 +208,10 @@ def addresses(cluster: Cluster, shot: Shot, tier: Tier) -> tuple[bytes, ...]:
     """Whose look-ups belong to a probe: its ends, and the hosts that tunnels lead to, as far as tables tell of them."""
     try:
         ways = predict(cluster, shot, tier)
-    except UsageError:  # the source is another machine's
-        return (shot.probe.src, shot.probe.dst)
+    except UsageError:  # the source is another machine's: the leases say which
+        ends = (shot.probe.src, shot.probe.dst)
+        leases = [endpoint for each in cluster.snapshot.leases for endpoint in each.lease.endpoints]
+        return (*ends, *(each.public_ip for each in leases if each.public_ip is not None and any(each.subnet.contains(end) for end in ends)))
     return (shot.probe.src, shot.probe.dst, *outer_hosts(ways.there), *outer_hosts(ways.back))
 
 
