@@ -11,6 +11,7 @@ from tweed.agent.dataplane import Dataplane
 from tweed.kernel import links, netns
 from tweed.kernel.netlink import BATCH, RECEIVE, Netlink, open_socket
 from tweed.model import Changes, KernelState, Lease, Vtep
+from tweed.plan.backend import Backend
 from tweed.plan.diff import diff
 from tweed.plan.rows import lease_rows
 from tweed.wire import netlink as wire
@@ -26,7 +27,8 @@ class Overlay:
         self.name = f"flannel.{VNI}" if family == 4 else f"flannel-v6.{VNI}"
         self.dataplane = Dataplane(self.nl)
         own = Prefix(network.host(60_000 << network.bits - LENGTHS[family]), network.bits)
-        self.dataplane.vteps = (Vtep(self.name, VNI, 8472, NODES[family].host(1), "ens33", bytes.fromhex("0e0000000001"), 1400, own),)
+        vtep = Vtep(self.name, VNI, 8472, NODES[family].host(1), "ens33", bytes.fromhex("0e0000000001"), 1400, own)
+        self.dataplane.backend = Backend("vxlan", "ens33", (family,), (vtep,))
         self.dataplane.networks = (network,)
 
     def empty(self) -> None:
@@ -38,7 +40,7 @@ class Overlay:
 
     def changes(self, leases: Sequence[Lease]) -> Changes:
         """What puts these leases into an empty kernel."""
-        return diff(lease_rows(leases, self.dataplane.devices), KernelState())
+        return diff(lease_rows(leases, self.dataplane.backend.tunnels), KernelState())
 
     def dump(self) -> None:
         """What a look asks of the kernel, without reading the answers."""

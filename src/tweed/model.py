@@ -2,6 +2,7 @@
 
 Lease      who has which subnet, and behind which VTEP and host        (the store)
 Vtep       the VXLAN device this node should have                      (`ip link add ... type vxlan`)
+Tun        the TUN device of the UDP mode                              (`ip tuntap add`)
 Link       a device as the kernel shows it                             (`ip -d link`)
 InterfaceAddress, Route, Neighbour, FdbEntry: one row of one table     (`ip addr|route|neigh`, `bridge fdb`)
 KernelState   many rows: what should be (`want`) or what is (`have`)
@@ -118,6 +119,11 @@ class LeaseRecord(msgspec.Struct, frozen=True, gc=False):
     def key(self) -> str:
         return self.lease.key
 
+    @property
+    def reserved(self) -> bool:
+        """A reservation whose node has not come yet."""
+        return self.ttl_s is None and self.owner is None and all(e.mac is None for e in self.lease.endpoints)
+
 
 class Junk(msgspec.Struct, frozen=True):
     """Something in the store that is no lease: its key, and why it was skipped."""
@@ -195,6 +201,28 @@ class Vtep(msgspec.Struct, frozen=True):
             f"{self.name} address {format_mac(self.mac)} mtu {self.mtu} type vxlan id {self.vni} local {format_address(self.local)} "
             f"dev {self.underlay} dstport {self.port} {'learning' if self.learning else 'nolearning'}{' gbp' if self.gbp else ''}"
         )
+
+
+class Tun(msgspec.Struct, frozen=True):
+    """The TUN device of the UDP mode: a process carries its packets in datagrams of `local`, UDP port `port`. Prints as `ip tuntap add`."""
+
+    name: str
+    port: int
+    local: bytes
+    underlay: str
+    mtu: int
+    address: Prefix
+
+    @property
+    def family(self) -> int:
+        """4: flannel's UDP mode knows no other."""
+        return self.address.family
+
+    def __str__(self) -> str:
+        return f"{self.name} mode tun"
+
+
+Device = Vtep | Tun
 
 
 # ---- rows of tables ---------------------------------------------------------------------------------------------

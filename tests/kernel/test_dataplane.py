@@ -7,6 +7,7 @@ import logging
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.agent.dataplane import Dataplane
 from tweed.model import Endpoint, FdbEntry, Lease, Neighbour, Route, Vtep
+from tweed.plan.backend import Backend
 
 OWN = Vtep("flannel.1", 1, 8472, parse_address("192.0.2.1"), "u0", parse_mac("02:aa:bb:cc:dd:01"), 1450, Prefix.parse("10.244.1.0/32"))
 # Its gateway is this node's own address: the kernel takes the neighbour and the fdb entry, and refuses the route.
@@ -16,7 +17,7 @@ REFUSED = Lease(v4=Endpoint(Prefix.parse("10.244.1.0/24"), parse_address("192.0.
 def test_what_the_kernel_refuses_is_not_told_as_done(netns, caplog):
     netns.run(f"ip link add u0 type veth peer name u1; ip addr add 192.0.2.1/24 dev u0; ip link set u0 up; ip link add {OWN}; ip link set flannel.1 up")
     dataplane = Dataplane(netns.nl)
-    dataplane.vteps, dataplane.networks = (OWN,), (Prefix.parse("10.244.0.0/16"),)
+    dataplane.backend, dataplane.networks = Backend("vxlan", "u0", (4,), (OWN,)), (Prefix.parse("10.244.0.0/16"),)
     dataplane.look()
     caplog.clear()
     with caplog.at_level(logging.INFO, "tweed"):

@@ -115,7 +115,7 @@ UNCHANGEABLE = {
 def test_what_only_a_new_device_can_have_takes_a_new_device(attribute: str):
     steps = device_steps(WANT, replace(RIGHT, vxlan=UNCHANGEABLE[attribute]), 2)
     assert [type(step) for step in steps] == [Delete, Create, SetUp]
-    assert steps[0].why.startswith(f"{attribute} is ") and steps[1].vtep == WANT
+    assert steps[0].why.startswith(f"{attribute} is ") and steps[1].device == WANT
 
 
 def test_flannels_device_is_kept_as_it_is():

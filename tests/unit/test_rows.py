@@ -19,7 +19,7 @@ from tweed.model import (
     Route,
     Vtep,
 )
-from tweed.plan.rows import divide, lease_rows, metric, shadows, vtep_address
+from tweed.plan.rows import device_address, divide, lease_rows, metric, shadows
 
 MAC = parse_mac("86:22:66:41:77:3d")
 V4 = Endpoint(Prefix.parse("10.244.2.0/24"), parse_address("192.168.2.202"), MAC, 1)
@@ -57,7 +57,7 @@ def test_the_metric_is_a_function_of_the_subnet_and_spreads_over_1024_values():
 
 
 def test_the_ipv6_device_address_is_asked_for_without_duplicate_detection():
-    assert [str(vtep_address(v)) for v in VTEPS] == ["10.244.0.0/32 dev flannel.1", "fd00:244::/128 dev flannel-v6.1 nodad"]
+    assert [str(device_address(v)) for v in VTEPS] == ["10.244.0.0/32 dev flannel.1", "fd00:244::/128 dev flannel-v6.1 nodad"]
 
 
 OURS = [

@@ -37,9 +37,9 @@ from tweed.config import Settings
 from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
-from tweed.model import Endpoint, Lease, Owner, Vtep
+from tweed.model import Endpoint, Lease, Owner
 from tweed.plan.attachment import BRIDGE, NodeNetwork
-from tweed.plan.device import wanted_vteps
+from tweed.plan.backend import Backend, backend, check_supported, refused
 from tweed.plan.docker import pods_subnet
 from tweed.plan.flannel_rules import stray_routes
 from tweed.plan.screen import Problem, Screened, Screening
@@ -137,15 +137,11 @@ class Agent:
         self.network, self.network_text = network, text
         self.given = await self._insist(lambda: store.given(self.owner.node))
         self.site = Site(with_node_ip(self.settings, self.given), network, self.netlink)
-        self.screening = Screening(network.backend, network.networks, network.lengths)
+        self.screening = Screening(network.lease_backend, network.networks, network.lengths)
         self.changed = None
         self.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
-        for what in ("direct-routing", "mac-rewritten"):
-            self.problems.pop(what, None)
+        self.problems.pop("mac-rewritten", None)
         self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases, given=self.given is not None)
-        if network.direct_routing:
-            text = "Backend.DirectRouting is on, but this version tunnels to every peer: traffic flows, with the tunnel's overhead"
-            self.problems["direct-routing"] = Problem("direct-routing", "network configuration", text)
         self.underlay = await self._insist(self._choose_underlay)
         self.site.check_overlap()
         await self._insist(self._be_alone)
@@ -203,7 +199,7 @@ class Agent:
             s = self.settings
             raise TweedError(f"no network configuration in {s.store}, and no file {s.net_config_path}: write one with tweed net init")
         network = parse_network(text)
-        claim.check_supported(network)
+        check_supported(network)
         return network, text
 
     async def _choose_underlay(self) -> Underlay:
@@ -244,7 +240,7 @@ class Agent:
         if underlay != self.underlay:
             log.info("the underlay changed: %s", underlay)
             self.underlay = underlay
-            self.dataplane.vteps = self.wanted_vteps()
+            self.dataplane.backend = self.backend()
             self._write_subnet_file()
 
     def _down(self, device: str) -> str:
@@ -262,7 +258,7 @@ class Agent:
         public_ip, public_ip6 = published(self.underlay, self.given)
         for name, endpoint, public in (("v4", own.v4, public_ip), ("v6", own.v6, public_ip6)):
             if endpoint is not None:
-                parts[name] = Endpoint(endpoint.subnet, public, self._mac(endpoint), self.network.vni)
+                parts[name] = Endpoint(endpoint.subnet, public, self._mac(endpoint), self.network.vni if endpoint.mac is not None else None)
         return Lease(**parts, backend=own.backend)
 
     def _mac(self, endpoint: Endpoint) -> bytes | None:
@@ -275,23 +271,24 @@ class Agent:
                 return link.mac
         return endpoint.mac
 
-    def wanted_vteps(self) -> tuple[Vtep, ...]:
+    def backend(self) -> Backend:
         assert self.network is not None and self.underlay is not None
-        return wanted_vteps(self.network, self.lease(), self.underlay)
+        return backend(self.network, self.lease(), self.underlay)
 
     @property
     def mtu(self) -> int:
-        """What fits every family: FLANNEL_MTU and the bridge's."""
-        return min((vtep.mtu for vtep in self.dataplane.vteps), default=0)
+        """What fits every family: FLANNEL_MTU and the bridge's. 0 while nothing is known."""
+        return self.dataplane.backend.mtu
 
     async def _set_up_dataplane(self) -> None:
         assert self.network is not None
-        self.dataplane.vteps = self.wanted_vteps()
+        self.dataplane.backend = self.backend()
+        ours = [device.name for device in self.dataplane.backend.devices]
         # Rows of an earlier network are ours too, until the first pass has removed them.
         earlier = [Prefix.parse(text) for text in self.notes.noted.networks]
         self.dataplane.networks = tuple(dict.fromkeys([*self.network.networks, *earlier]))
-        files.remove_stale_devices(self.netlink, self.notes, keep=[v.name for v in self.dataplane.vteps])
-        self.notes.add("devices", (v.name for v in self.dataplane.vteps))
+        files.remove_stale_devices(self.netlink, self.notes, keep=ours)
+        self.notes.add("devices", ours)
         self.notes.add("networks", (str(n) for n in self.network.networks))
         self.notes.add("files", [str(self.settings.subnet_file.absolute())])
         self._write_subnet_file()
@@ -309,7 +306,7 @@ class Agent:
 
     def node_network(self) -> NodeNetwork:
         """Where this node's containers go. Raises TweedError with the present reason while there is no lease."""
-        if self.membership is None or self.membership.own is None or not self.dataplane.vteps:
+        if self.membership is None or self.membership.own is None or not self.mtu:
             raise TweedError(f"this node has no subnet yet: {self.reason}")
         if self.membership.fenced:
             raise TweedError(self.membership.fenced)
@@ -459,7 +456,7 @@ class Agent:
             return msgspec.structs.replace(report, shadows=self.report.shadows, foreign=self.report.foreign)
         self._follow_underlay()
         self.bridge_problems = self.site.bridge_problems(tuple(endpoint.subnet for endpoint in self.membership.own.lease.endpoints), self._pod_bridges)
-        self.dataplane.vteps = self.wanted_vteps()
+        self.dataplane.backend = self.backend()
         self.dataplane.peers = self.screened.peers
         report = self.dataplane.look()
         self.ears.expect(report.changes)
@@ -478,7 +475,7 @@ class Agent:
         """Mend the firewall. Containers whose CNI configuration asks for masquerading have it, also without --ip-masq."""
         assert self.network is not None
         asked = any(attachment.masquerade for attachment in self.attachments.list())
-        await self.firewall.run(self.network, self.lease(), self.dataplane.devices, masquerade=asked)
+        await self.firewall.run(self.network, self.lease(), self.dataplane.backend, masquerade=asked)
 
     def _tell_problems(self) -> None:
         """Each problem once when it comes and once when it goes."""
@@ -532,7 +529,7 @@ class Agent:
             return
         try:
             network = parse_network(text)
-            claim.check_supported(network)
+            check_supported(network)
             claim.check_backend_reading(network, self.membership.records.values())
             Site(self.settings, network, self.netlink).check_overlap()
         except UsageError as error:
@@ -600,7 +597,8 @@ class Agent:
         return msgspec.structs.replace(self.firewall.leftovers, routes=tuple(stray_routes(self.report.foreign, lengths, peers, own)))
 
     def all_problems(self) -> list[Problem]:
-        found = [*self.problems.values(), *self.bridge_problems, *self.needs, *self.firewall.problems, *self.screened.problems]
+        refusals = refused(self.dataplane.backend, self.dataplane.peers, self.dataplane.reaches)
+        found = [*self.problems.values(), *refusals, *self.bridge_problems, *self.needs, *self.firewall.problems, *self.screened.problems]
         if self.underlay is not None and self.underlay.doubt:
             found.append(Problem("shared-address", self.underlay.device, self.underlay.doubt))
         found += as_problem(self.leftovers())

@@ -32,18 +32,12 @@ class Request(msgspec.Struct, frozen=True):
     given: Given | None = None
 
 
-def check_supported(network: Network) -> None:
-    """Raises UsageError for a backend that this version does not run."""
-    if network.backend != "vxlan":
-        raise UsageError(f"network configuration: Backend.Type {network.backend!r}: this version of tweed runs vxlan only")
-
-
 def check_backend_reading(network: Network, records: Iterable[LeaseRecord]) -> None:
     """A configuration without Backend is read as vxlan by flannel's documentation and as udp by its code: refuse to guess beside a udp node."""
     if network.backend_given:
         return
     for record in records:
-        if record.lease.backend == "":
+        if record.lease.backend == "" and not record.reserved:
             raise UsageError(
                 f'network configuration: it has no Backend, which tweed reads as "vxlan" and flanneld as "udp", and lease {record.lease} looks like udp: '
                 'write {"Backend": {"Type": …}} with the one you mean'
@@ -137,16 +131,18 @@ async def acquire(membership: Membership, request: Request) -> LeaseRecord:
 
 
 def _lease(request: Request, v4: Endpoint | None, v6: Endpoint | None, records: dict[str, LeaseRecord], own_key: str | None) -> Lease:
-    """The lease to write: this node's addresses, and a VTEP MAC per family that nobody else has."""
+    """The lease to write: this node's addresses, and for VXLAN a VTEP MAC per family that nobody else has."""
     network = request.network
     parts = {}
     for name, endpoint, public, cluster in (("v4", v4, request.public_ip, network.network), ("v6", v6, request.public_ip6, network.network6)):
-        if endpoint is not None and cluster is not None:
+        if endpoint is not None and cluster is not None and network.backend != "vxlan":
+            parts[name] = Endpoint(endpoint.subnet, public)
+        elif endpoint is not None and cluster is not None:
             others = other_macs(records, own_key, endpoint.subnet.family)
             # The device's MAC belongs to the subnet that it serves, whoever made it: to change it would flush its neighbours.
             local = request.local_macs.get(endpoint.subnet.family) if endpoint.subnet in request.previous.subnets else None
             parts[name] = Endpoint(endpoint.subnet, public, _mac(cluster, network.vni, endpoint, local, others), network.vni)
-    return Lease(**parts, backend=network.backend)
+    return Lease(**parts, backend=network.lease_backend)
 
 
 def _mac(cluster: Prefix, vni: int, endpoint: Endpoint, local: bytes | None, others: set[bytes]) -> bytes:

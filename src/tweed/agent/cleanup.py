@@ -44,7 +44,7 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
         yield from _routes(netlink, [Prefix.parse(text) for text in notes.noted.networks])
         for name in notes.noted.devices:
             link = links.link(netlink, name)
-            if link is not None and link.kind == "vxlan":
+            if link is not None and link.kind in files.OUR_KINDS:
                 links.delete_link(netlink, name)
                 yield f"ip link del {name}"
         if not keep_lease:

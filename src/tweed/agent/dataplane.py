@@ -7,7 +7,7 @@ known. Both end in the same diff and the same loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -16,12 +16,13 @@ from msgspec.structs import replace
 from tweed.addr import Prefix
 from tweed.agent.log import log
 from tweed.errors import KernelError
-from tweed.kernel import links, sysctl, tables
+from tweed.kernel import links, sysctl, tables, tun
 from tweed.kernel.netlink import Netlink
-from tweed.model import Changes, Failure, KernelState, Lease, Route, Vtep
+from tweed.model import Changes, Device, Failure, KernelState, Lease, Route, Tun, Vtep
+from tweed.plan.backend import Backend
 from tweed.plan.device import Create, Delete, DeviceStep, SetLocal, SetMac, SetMtu, SetUp, device_steps
 from tweed.plan.diff import confirmed, diff, held, split
-from tweed.plan.rows import Found, Shadow, divide, lease_rows, shadows, vtep_address
+from tweed.plan.rows import Found, Reach, Shadow, divide, lease_rows, reach, shadows
 
 LOG_ROWS = 40  # rows that one pass logs by name
 
@@ -43,30 +44,43 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Dataplane:
-    """Owns the VTEP devices `vteps` and their rows inside `networks`. All calls are synchronous and bounded by the kernel's own speed."""
+    """Keeps the devices and rows that `backend` and `peers` ask for, inside `networks`. All calls are synchronous and bounded by the kernel's own speed."""
 
     def __init__(self, netlink: Netlink) -> None:
         self.netlink = netlink
-        self.vteps: tuple[Vtep, ...] = ()
+        self.backend = Backend()
         self.networks: tuple[Prefix, ...] = ()
         self.peers: dict[str, Lease] = {}
+        self.reaches: dict[bytes, Reach] = {}
         self.foreign: frozenset[tuple[Prefix, int]] = frozenset()
-
-    @property
-    def devices(self) -> dict[int, str]:
-        """Device name by family."""
-        return {vtep.family: vtep.name for vtep in self.vteps}
 
     def want(self) -> KernelState:
         """Everything this node's kernel should hold."""
-        return replace(lease_rows(self.peers.values(), self.devices), addresses=tuple(vtep_address(vtep) for vtep in self.vteps))
+        peers, own = self._rows(self.peers.values()), self.backend.rows
+        return replace(peers, addresses=own.addresses, routes=own.routes + peers.routes)
+
+    def _rows(self, leases: Iterable[Lease]) -> KernelState:
+        return lease_rows(leases, self.backend.tunnels, self.reaches)
+
+    def _look_for(self, leases: Iterable[Lease]) -> dict[bytes, Reach]:
+        """How each peer's host is reached now, in the kernel's own judgement; asked only where it decides something."""
+        if not self.backend.direct:
+            return {}
+        return {host: self._reach(host) for lease in leases for e in lease.endpoints if (host := e.public_ip) is not None}
+
+    def _reach(self, host: bytes) -> Reach:
+        try:
+            return reach(host, tables.lookup_route(self.netlink, host), self.backend.underlay)
+        except KernelError:
+            return reach(host, None, self.backend.underlay)
 
     def look(self) -> Report:
         """Dump everything, mend every difference."""
         started, cpu = time.monotonic(), time.process_time()
         steps, broken = self._mend_devices()
         # Without its device a family has no rows to give; the other family goes on.
-        usable = [vtep for vtep in self.vteps if vtep.name not in broken]
+        usable = [device for device in self.backend.devices if device.name not in broken]
+        self.reaches = self._look_for(self.peers.values())
         want = self.want()
         if broken:
             want = _without(want, set(broken))
@@ -87,8 +101,10 @@ class Dataplane:
         started, cpu = time.monotonic(), time.process_time()
         before, self.peers = self.peers, peers
         differ = [key for key in (before.keys() | peers.keys() if changed is None else changed) if before.get(key) != peers.get(key)]
-        have = lease_rows([before[key] for key in differ if key in before], self.devices)
-        changes = self._without_harm(diff(lease_rows([peers[key] for key in differ if key in peers], self.devices), have))
+        have = self._rows(before[key] for key in differ if key in before)
+        arrived = [peers[key] for key in differ if key in peers]
+        self.reaches |= self._look_for(arrived)
+        changes = self._without_harm(diff(self._rows(arrived), have))
         done, failures = self._apply(changes, have)
         report = Report((), done, failures, {}, (), (), time.monotonic() - started, time.process_time() - cpu)
         _say(report)
@@ -98,32 +114,35 @@ class Dataplane:
         """The commands that `look()` would run now, changing nothing."""
         steps: list[str] = []
         there = []
-        for vtep in self.vteps:
-            have, underlay = links.link(self.netlink, vtep.name), links.link(self.netlink, vtep.underlay)
-            steps += [str(step) for step in device_steps(vtep, have, underlay.index if underlay else 0)]
+        self.reaches = self._look_for(self.peers.values())
+        for device in self.backend.devices:
+            have, underlay = links.link(self.netlink, device.name), links.link(self.netlink, device.underlay)
+            steps += [str(step) for step in device_steps(device, have, underlay.index if underlay else 0)]
             if have is not None:
-                there.append(vtep)
+                there.append(device)
         return steps + [str(change) for change in diff(self.want(), self._have(there).ours)]
 
     def _mend_devices(self) -> tuple[tuple[DeviceStep, ...], dict[str, str]]:
         done: list[DeviceStep] = []
         broken: dict[str, str] = {}
-        for vtep in self.vteps:
+        for device in self.backend.devices:
             try:
-                underlay = links.link(self.netlink, vtep.underlay)
+                underlay = links.link(self.netlink, device.underlay)
                 if underlay is None:
-                    broken[vtep.name] = f"its underlay {vtep.underlay} is gone"
+                    broken[device.name] = f"its underlay {device.underlay} is gone"
                     continue
-                for step in device_steps(vtep, links.link(self.netlink, vtep.name), underlay.index):
+                for step in device_steps(device, links.link(self.netlink, device.name), underlay.index):
                     self._take(step)
                     done.append(step)
             except (KernelError, ValueError) as error:
-                broken[vtep.name] = str(error)
+                broken[device.name] = str(error)
         return tuple(done), broken
 
     def _take(self, step: DeviceStep) -> None:
         match step:
-            case Create(vtep):
+            case Create(Tun(name=name)):
+                tun.create(name)
+            case Create(Vtep() as vtep):
                 links.create_vtep(self.netlink, vtep)
                 _set(f"net.ipv6.conf.{vtep.name}.accept_ra", "0")
                 if vtep.family == 6:  # `default.disable_ipv6` is a common hardening; this device is for nothing else
@@ -139,17 +158,17 @@ class Dataplane:
             case SetUp(name):
                 links.set_link(self.netlink, name, up=True)
 
-    def _have(self, vteps: Iterable[Vtep]) -> Found:
+    def _have(self, devices: Sequence[Device]) -> Found:
         """The dumps that concern us, filtered in the kernel where it can."""
-        vteps = list(vteps)
+        vteps = [device for device in devices if isinstance(device, Vtep)]
         nl = self.netlink
         have = KernelState(
-            addresses=tuple(a for v in vteps for a in tables.addresses(nl, v.name)),
+            addresses=tuple(a for d in devices for a in tables.addresses(nl, d.name)),
             routes=tuple(r for n in self.networks for r in tables.routes(nl, n.family, inside=n)),
             neighbours=tuple(n for v in vteps for n in tables.neighbours(nl, v.name, v.family)),
             fdb=tuple(f for v in vteps for f in tables.fdb(nl, v.name)),
         )
-        return divide(have, vteps, self.networks)
+        return divide(have, devices, self.networks)
 
     def _without_harm(self, changes: Changes) -> Changes:
         """Without the routes whose put would overwrite somebody else's: the kernel replaces by prefix and metric, whatever the device."""

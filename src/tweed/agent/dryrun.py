@@ -17,7 +17,7 @@ from tweed.errors import UsageError
 from tweed.kernel import sysctl
 from tweed.kernel.netlink import Netlink
 from tweed.model import LeaseRecord, Owner
-from tweed.plan.device import wanted_vteps
+from tweed.plan.backend import backend, check_supported
 from tweed.plan.screen import screen
 from tweed.stores import Given, Snapshot, open_store
 from tweed.wire.flannel import format_lease, format_subnet_env, parse_network
@@ -47,7 +47,7 @@ def commands(settings: Settings) -> Iterator[str]:
             raise UsageError(f"no network configuration in {settings.store}, and no file {settings.net_config_path}: write one with tweed net init")
         yield f"# would seed {settings.store} from {settings.net_config_path}"
     network = parse_network(text)
-    claim.check_supported(network)
+    check_supported(network)
     netlink = Netlink()
     site = Site(with_node_ip(settings, given), network, netlink)
     underlay = site.underlay()
@@ -65,16 +65,15 @@ def commands(settings: Settings) -> Iterator[str]:
     known = "keep" if decision.record is not None else "claim" if given is not None else "claim (one of the free ones; a start may pick another)"
     yield f"# would {known} lease {decision.lease.key} = {format_lease(decision.lease)}"
     own = LeaseRecord(decision.lease, owner, 0, 0)
-    screened = screen(records.values(), snapshot.junk, own, network.backend, network.networks, network.lengths)
+    screened = screen(records.values(), snapshot.junk, own, network.lease_backend, network.networks, network.lengths)
     for problem in screened.problems:
         yield f"# problem: {problem}"
     dataplane = Dataplane(netlink)
-    dataplane.vteps = wanted_vteps(network, decision.lease, underlay)
+    dataplane.backend = backend(network, decision.lease, underlay)
     dataplane.networks = network.networks
     dataplane.peers = screened.peers
     yield from dataplane.plan()
-    yield from rehearse(wish(settings, network, decision.lease, dataplane.devices), netlink)
+    yield from rehearse(wish(settings, network, decision.lease, dataplane.backend), netlink)
     yield f"# would write {settings.subnet_file}:"
-    mtu = min(vtep.mtu for vtep in dataplane.vteps)
-    for line in format_subnet_env(network, decision.lease, mtu, settings.ip_masq).splitlines():
+    for line in format_subnet_env(network, decision.lease, dataplane.backend.mtu, settings.ip_masq).splitlines():
         yield f"#   {line}"

@@ -62,15 +62,18 @@ class Ears:
         self.heard("nftables")
 
     def concerns(self, notice: Notice) -> bool:
-        devices = {vtep.name for vtep in self.dataplane.vteps}
-        underlays = {vtep.underlay for vtep in self.dataplane.vteps}
+        backend = self.dataplane.backend
+        devices = {device.name for device in backend.devices}
+        underlay = {backend.underlay}
         match notice.row:
             case Link(name=name, index=index):
-                return name in devices | underlays or self.underlay in (None, index)
+                return name in devices | underlay or self.underlay in (None, index)
             case InterfaceAddress(device=device):
-                return device in devices | underlays or self.underlay is None
+                return device in devices | underlay or self.underlay is None
             case Route(dst=dst, device=device):
-                return device in devices or (self.underlay is None and dst.length == 0) or any(network.contains(dst) for network in self.dataplane.networks)
+                if device in devices or (self.underlay is None and dst.length == 0) or any(network.contains(dst) for network in self.dataplane.networks):
+                    return True
+                return any(dst.contains(host) for host in self.dataplane.reaches)  # the way to a peer's host may be another now
             case Neighbour(device=device) | FdbEntry(device=device):
                 return device in devices
             case _:

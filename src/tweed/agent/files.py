@@ -61,6 +61,9 @@ def write_subnet_file(settings: Settings, network: Network, lease: Lease, mtu: i
         log.info("wrote %s", settings.subnet_file)
 
 
+OUR_KINDS = ("vxlan", "tun")  # of the devices that an agent makes: one of another kind by a noted name is somebody else's
+
+
 class Noted(msgspec.Struct):
     """What this node's agents made or changed, oldest value first. `sysctls`: key and the value before us."""
 
@@ -120,10 +123,10 @@ class Notes:
 
 
 def remove_stale_devices(netlink: Netlink, notes: Notes, keep: Sequence[str]) -> None:
-    """Devices that an earlier configuration (another VNI, one family less) made and this one does not want."""
+    """Devices that an earlier configuration (another VNI or backend, one family less) made and this one does not want."""
     for name in [name for name in notes.noted.devices if name not in keep]:
         link = links.link(netlink, name)
-        if link is not None and link.kind == "vxlan":
+        if link is not None and link.kind in OUR_KINDS:
             links.delete_link(netlink, name)
             log.info("did ip link del %s (left over from an earlier configuration)", name)
         notes.forget_device(name)

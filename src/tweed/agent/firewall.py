@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from tweed.kernel import iptables, nft, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Change, Lease, Route
 from tweed.plan.attachment import BRIDGE
+from tweed.plan.backend import Backend
 from tweed.plan.forward_rules import Decision, Overlay, decide, removal
 from tweed.plan.forwarding import Write
 from tweed.plan.nft import Object, Table, masquerade
@@ -26,15 +27,20 @@ from tweed.wire.flannel import Network
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What should stand: decided from the network, the lease and the settings alone."""
+    """What should stand: decided from the network, the lease and the settings alone.
+
+    `ours`: our devices, which never take router advertisements and always forward; `through`: the devices of others that overlay packets come by.
+    """
 
     vni: int
-    devices: dict[int, str]
+    families: tuple[int, ...]
+    ours: tuple[str, ...]
+    through: tuple[str, ...]
     tables: tuple[Table, ...]
     overlays: tuple[Overlay, ...]
 
 
-def wish(settings: Settings, network: Network, lease: Lease, devices: Mapping[int, str], masquerade_pods: bool = False) -> Wish:
+def wish(settings: Settings, network: Network, lease: Lease, backend: Backend, masquerade_pods: bool = False) -> Wish:
     """Our nft tables with --ip-masq or for pods that need them, and with --iptables-forward-rules the traffic that FORWARD chains must let through."""
     families = [(c, e.subnet) for c, e in ((network.network, lease.v4), (network.network6, lease.v6)) if c is not None and e is not None]
     fully_random = not settings.ip_masq_fully_random_disable
@@ -42,9 +48,11 @@ def wish(settings: Settings, network: Network, lease: Lease, devices: Mapping[in
     forwarded = families if settings.iptables_forward_rules else []
     return Wish(
         network.vni,
-        dict(devices),
+        tuple(backend.carriers),
+        (*(device.name for device in backend.devices), BRIDGE),
+        (backend.underlay,) if backend.direct else (),
         tuple(masquerade(cluster, subnet, vni=network.vni, fully_random=fully_random) for cluster, subnet in masqueraded),
-        tuple(Overlay(cluster, subnet, BRIDGE, devices[cluster.family]) for cluster, subnet in forwarded if cluster.family in devices),
+        tuple(Overlay(cluster, subnet, BRIDGE, carrier) for cluster, subnet in forwarded for carrier in backend.carriers.get(cluster.family, ())),
     )
 
 
@@ -72,9 +80,9 @@ class Firewall:
         self._thread.shutdown()
         self.netlink.close()
 
-    async def run(self, network: Network, lease: Lease, devices: Mapping[int, str], *, masquerade: bool = False) -> bool:
+    async def run(self, network: Network, lease: Lease, backend: Backend, *, masquerade: bool = False) -> bool:
         """Mend everything; False when something that pods need could not be, with `failures` by name."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.mend, wish(self.settings, network, lease, devices, masquerade))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.mend, wish(self.settings, network, lease, backend, masquerade))
 
     def status(self) -> dict[str, Any]:
         return {
@@ -118,12 +126,12 @@ class Firewall:
         return self._seen is not None and self._seen == (nft.generation(), want) and not iptables.read([])
 
     def _forward(self, want: Wish) -> None:
-        writes, lost = forward(self.netlink, self.notes, want.devices, our_devices(want))
+        writes, lost = forward(self.netlink, self.notes, want.families, want.ours, want.through)
         for write in writes:
             log.info("did %s", write)
         for route in lost:
             log.warning("the kernel dropped the default route `%s` when forwarding was turned on: put back", route)
-        self.forwarding = "on for " + " and ".join(f"IPv{family}" for family in want.devices)
+        self.forwarding = "on for " + " and ".join(f"IPv{family}" for family in want.families)
 
     def _masquerade(self, want: Wish) -> bool:
         """True when something was changed."""
@@ -168,7 +176,7 @@ class Firewall:
 
 def rehearse(want: Wish, netlink: Netlink) -> Iterator[str]:
     """What a first `mend()` would do now, as commands and comments, for a dry run."""
-    yield from map(str, sysctl.forwarding_writes(want.devices, our_devices(want), lambda: default_routes(netlink)))
+    yield from map(str, sysctl.forwarding_writes(want.families, want.ours, want.through, lambda: default_routes(netlink)))
     with nft.Nft() as handle:
         for table in want.tables:
             if not nft.present(handle, table):
@@ -180,19 +188,14 @@ def rehearse(want: Wish, netlink: Netlink) -> Iterator[str]:
             yield from (f"# problem: {obstacle}" for obstacle in decision.obstacles)
 
 
-def forward(netlink: Netlink, notes: Notes, families: Iterable[int], ours: Iterable[str]) -> tuple[list[Write], list[Route]]:
+def forward(netlink: Netlink, notes: Notes, families: Iterable[int], ours: Iterable[str], through: Iterable[str] = ()) -> tuple[list[Write], list[Route]]:
     """Make this namespace forward, noting what was. Returns what was written, and the default routes that were lost by it and put back."""
 
     def put_back(route: Route) -> None:
         for failure in tables.apply(netlink, (Change("replace", route),)):
             raise KernelError(str(failure.change), failure.errno, failure.text)
 
-    return sysctl.turn_on_forwarding(families, ours, note=notes.add_sysctls, default_routes=lambda: default_routes(netlink), put_back=put_back)
-
-
-def our_devices(want: Wish) -> list[str]:
-    """Devices that never take router advertisements and always forward."""
-    return [*want.devices.values(), BRIDGE]
+    return sysctl.turn_on_forwarding(families, ours, through, note=notes.add_sysctls, default_routes=lambda: default_routes(netlink), put_back=put_back)
 
 
 def default_routes(netlink: Netlink) -> list[Route]:

@@ -15,6 +15,7 @@ from tweed.errors import UsageError
 from tweed.kernel import links, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import Owner
+from tweed.plan.device import TUN_DEVICE
 from tweed.plan.docker import Bridge, bridge_problems
 from tweed.plan.screen import Problem
 from tweed.plan.underlay import Host, Underlay, Way, Wish, choose_underlay, keep_underlay
@@ -37,9 +38,14 @@ class Site:
     def families(self) -> tuple[int, ...]:
         return tuple(f for f, on in ((4, self.network.enable_ipv4), (6, self.network.enable_ipv6)) if on)
 
+    @property
+    def _our_names(self) -> set[str]:
+        """Devices that are ours in one mode or the other."""
+        return {TUN_DEVICE, *(device_name(self.network.vni, family) for family in (4, 6))}
+
     def host(self) -> Host:
         """The host's devices, addresses and default routes without our own devices."""
-        ours = {device_name(self.network.vni, family) for family in (4, 6)}
+        ours = self._our_names
         found = tuple(link for link in links.links(self.netlink) if link.name not in ours)
         addresses = tuple(a for a in tables.addresses(self.netlink) if a.device not in ours)
         defaults = tuple(r for everything in EVERYTHING for r in tables.routes(self.netlink, everything.family, inside=everything, exact=True))
@@ -73,7 +79,7 @@ class Site:
         own: list[Prefix] = list(files.previous_subnet(self.settings.subnet_file).subnets)
         own += [address for name, address in self.container_bridges() if name.startswith(DOCKER)]
         addresses = [(a.device, a.address) for a in host.addresses if not any(p.contains(a.address) for p in own)]
-        if overlaps := host_overlaps(self.network, addresses, {device_name(self.network.vni, family) for family in (4, 6)}):
+        if overlaps := host_overlaps(self.network, addresses, self._our_names):
             raise UsageError(overlaps[0])
 
     def container_bridges(self) -> list[Bridge]:

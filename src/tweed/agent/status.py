@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tweed import __version__
 from tweed.addr import format_address, format_mac
-from tweed.model import Endpoint, Lease
+from tweed.model import Endpoint, Lease, Vtep
 from tweed.plan.attachment import as_json
-from tweed.plan.rows import peer_rows
+from tweed.plan.backend import way
+from tweed.plan.rows import endpoint_rows
 
 if TYPE_CHECKING:
     from tweed.agent.agent import Agent
@@ -40,7 +41,7 @@ def document(agent: Agent) -> dict[str, Any]:
         "vtep_mac": _mac(lease.v4),
         "vtep_mac6": _mac(lease.v6),
         "mtu": agent.mtu or None,
-        "network": None if agent.network is None else {"networks": [str(n) for n in agent.network.networks], "backend": agent.network.backend},
+        "network": _network(agent),
         "underlay": None
         if underlay is None
         else {"device": underlay.device, "mtu": underlay.mtu, "why": underlay.why, "instead_of": list(underlay.instead_of)},
@@ -58,16 +59,16 @@ def document(agent: Agent) -> dict[str, Any]:
         "devices": [
             {
                 "name": v.name,
-                "vni": v.vni,
+                "vni": v.vni if isinstance(v, Vtep) else None,
                 "port": v.port,
                 "local": format_address(v.local),
                 "underlay": v.underlay,
-                "mac": format_mac(v.mac),
+                "mac": format_mac(v.mac) if isinstance(v, Vtep) else None,
                 "mtu": v.mtu,
                 "address": str(v.address),
                 "failure": report.device_failures.get(v.name),
             }
-            for v in agent.dataplane.vteps
+            for v in agent.dataplane.backend.devices
         ],
         "peers": _peers(agent),
         "problems": [{"id": p.id, "subject": p.subject, "text": p.text} for p in agent.all_problems()],
@@ -93,7 +94,7 @@ def _peers(agent: Agent) -> list[dict[str, Any]]:
         return []
     own = agent.membership.own
     failed = {f.change.row for f in agent.report.failures if f.change.op == "replace"}
-    devices = agent.dataplane.devices
+    dataplane = agent.dataplane
     why: dict[str, list[str]] = {}
     for problem in agent.screened.problems:
         why.setdefault(problem.subject, []).append(problem.text)
@@ -102,12 +103,15 @@ def _peers(agent: Agent) -> list[dict[str, Any]]:
         if own is not None and key == own.key:
             continue
         record = agent.membership.records[key]
-        programmed = agent.dataplane.peers.get(key)
-        endpoints = [] if programmed is None else [e for e in programmed.endpoints if e.subnet.family in devices]
-        rows = [row for e in endpoints for row in peer_rows(e, devices[e.subnet.family])]
+        programmed = dataplane.peers.get(key)
+        endpoints = list(programmed.endpoints) if programmed is not None else []
+        rows = [row for e in endpoints for row in endpoint_rows(e, dataplane.backend.tunnels, dataplane.reaches)]
+        ways = {e.subnet: way(dataplane.backend, e, dataplane.reaches) for e in endpoints}
         state = "failed" if any(row in failed for row in rows) else "programmed" if agent.complete else "pending"
         if programmed is None:
-            state = "reserved" if record.ttl_s is None and all(e.mac is None for e in record.lease.endpoints) else "skipped"
+            state = "reserved" if record.reserved else "skipped"
+        elif dataplane.backend.kind == "host-gw" and agent.complete and not rows:
+            state = "refused"
         peers.append(
             {
                 "key": key,
@@ -115,11 +119,23 @@ def _peers(agent: Agent) -> list[dict[str, Any]]:
                 "backend": record.lease.backend or None,
                 "state": state,
                 "why": "; ".join(why.get(key, [])) or None,
-                "endpoints": [{"subnet": str(e.subnet), "public_ip": _address(e.public_ip), "vtep_mac": _mac(e)} for e in record.lease.endpoints],
+                "endpoints": [_endpoint(e, ways.get(e.subnet)) for e in record.lease.endpoints],
                 "rows": [str(row) for row in rows],
             }
         )
     return peers
+
+
+def _network(agent: Agent) -> dict[str, Any] | None:
+    network = agent.network
+    if network is None:
+        return None
+    return {"networks": [str(n) for n in network.networks], "backend": network.backend, "direct_routing": network.direct_routing}
+
+
+def _endpoint(endpoint: Endpoint, way: str | None) -> dict[str, Any]:
+    """`way`: how packets get there and why so, null where nothing is programmed."""
+    return {"subnet": str(endpoint.subnet), "public_ip": _address(endpoint.public_ip), "vtep_mac": _mac(endpoint), "way": way}
 
 
 def _address(address: bytes | None) -> str | None:

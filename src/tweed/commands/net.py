@@ -10,10 +10,10 @@ import click
 import msgspec
 
 from tweed.addr import format_address
-from tweed.agent.claim import check_supported
 from tweed.commands.common import json_option, print_json, store_option, with_store
 from tweed.config import Settings
 from tweed.errors import TweedError, UsageError
+from tweed.plan.backend import check_supported
 from tweed.wire.flannel import Network, parse_network
 
 

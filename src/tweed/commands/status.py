@@ -53,9 +53,15 @@ def lines(d: dict[str, Any]) -> list[str]:
         addresses = " and ".join(a for a in (d["public_ip"], d["public_ip6"]) if a)
         out.append(f"underlay   {u['device']} {addresses}, MTU {u['mtu']}, chosen because of {u['why']}")
         out += [f"           not {other}" for other in u["instead_of"][:SHOWN]]
+    if d["network"] is not None and d["mtu"] is not None:
+        direct = d["network"]["direct_routing"]
+        fits = ", which fits the tunnel too" if direct else ""
+        out.append(f"backend    {d['network']['backend']}{' with DirectRouting' if direct else ''}, MTU {d['mtu']} for pods{fits}")
     for v in d["devices"]:
         failure = click.style(f" {v['failure']}", fg="red") if v["failure"] else ""
-        out.append(f"device     {v['name']} {v['mac']} {v['address']}, VNI {v['vni']}, UDP port {v['port']}, MTU {v['mtu']}{failure}")
+        vtep = f"{v['mac']} " if v["mac"] else ""
+        vni = f"VNI {v['vni']}, " if v["vni"] is not None else ""
+        out.append(f"device     {v['name']} {vtep}{v['address']}, {vni}UDP port {v['port']}, MTU {v['mtu']}{failure}")
     store = d["store"]
     away = f", away since {store['away_since']}: {store['away_why']}" if store["away_since"] else ", not open"
     out.append(f"store      {store['url']}{'' if store['answers'] else click.style(away, fg='red')}")
@@ -77,6 +83,7 @@ def lines(d: dict[str, Any]) -> list[str]:
     for peer in sorted(peers, key=lambda p: p["state"] == "programmed")[:SHOWN]:
         colour = "green" if peer["state"] == "programmed" else "red"
         out.append(f"  {click.style(peer['state'], fg=colour)} {peer['node'] or peer['key']}{': ' + peer['why'] if peer['why'] else ''}")
+        out += [f"    {e['way']}" for e in peer["endpoints"] if e["way"]]
         out += [f"    {row}" for row in peer["rows"]]
     if len(peers) > SHOWN:
         out.append(f"  and {len(peers) - SHOWN} more: tweed status --json shows all")

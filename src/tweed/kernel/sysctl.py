@@ -100,6 +100,7 @@ def snapshot(families: Iterable[int]) -> dict[str, str]:
 def turn_on_forwarding(
     families: Iterable[int],
     ours: Iterable[str],
+    through: Iterable[str] = (),
     *,
     note: Callable[[list[Note]], object],
     default_routes: Callable[[], Iterable[Route]],
@@ -108,11 +109,12 @@ def turn_on_forwarding(
     """Make this namespace forward, if it does not yet. Returns what was written, and the IPv6 default routes that the kernel
     dropped on the way and that were put back. A pass that finds all right reads some files and does nothing else.
 
-    `ours`: devices that never take router advertisements and always forward (cni0, the VTEPs). `note` is called with
+    `ours`: devices that never take router advertisements and always forward (cni0, the VTEPs); `through`: devices of others
+    that have to forward. `note` is called with
     (key, old value) pairs before the first write. `default_routes` reads IPv6 default routes (any table), `put_back` adds one.
     Raises KernelError; what was noted and not written reads as unchanged to `restore`.
     """
-    have, before, writes = _look(tuple(families), ours, default_routes)
+    have, before, writes = _look(tuple(families), ours, through, default_routes)
     if not writes:
         return [], []
     note(forwarding.notes(have, writes))
@@ -124,17 +126,19 @@ def turn_on_forwarding(
     return writes, lost
 
 
-def forwarding_writes(families: Iterable[int], ours: Iterable[str], default_routes: Callable[[], Iterable[Route]]) -> list[Write]:
+def forwarding_writes(families: Iterable[int], ours: Iterable[str], through: Iterable[str], default_routes: Callable[[], Iterable[Route]]) -> list[Write]:
     """What `turn_on_forwarding` would write now."""
-    return _look(tuple(families), ours, default_routes)[2]
+    return _look(tuple(families), ours, through, default_routes)[2]
 
 
-def _look(families: tuple[int, ...], ours: Iterable[str], default_routes: Callable[[], Iterable[Route]]) -> tuple[dict[str, str], list[Route], list[Write]]:
+def _look(
+    families: tuple[int, ...], ours: Iterable[str], through: Iterable[str], default_routes: Callable[[], Iterable[Route]]
+) -> tuple[dict[str, str], list[Route], list[Write]]:
     """The values now, the IPv6 default routes that are in danger, and what is to be written."""
     have = snapshot(families)
     # The routes cost a dump: only asked for when a first look says that they could matter.
     routes = list(default_routes()) if 6 in families and forwarding.routes_matter(have, ours) else []
-    return have, routes, forwarding.writes(have, families, ours, routes)
+    return have, routes, forwarding.writes(have, families, ours, routes, through)
 
 
 def restore(notes: Iterable[Note]) -> list[Write]:

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from tweed.addr import format_address
-from tweed.agent.claim import check_supported
 from tweed.agent.client import call
 from tweed.errors import TweedError
 from tweed.kernel import netns
@@ -20,6 +19,7 @@ from tweed.lab import agents, processes, registry, stores, wiring
 from tweed.lab.registry import Lab, Node, Pod
 from tweed.lab.topology import Node as Machine
 from tweed.lab.topology import Topology, check_name
+from tweed.plan.backend import check_supported
 from tweed.wire.flannel import parse_network
 
 Say = Callable[[str], None]

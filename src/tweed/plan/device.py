@@ -1,16 +1,18 @@
-"""The VTEP device: what it should be, and the steps from what is there."""
+"""Our devices: what they should be, and the steps from what is there."""
 
 from __future__ import annotations
 
 import msgspec
 
 from tweed.addr import Prefix, format_address, format_mac
-from tweed.model import Lease, Link, Vtep
+from tweed.model import Device, Lease, Link, Tun, Vtep
 from tweed.plan.underlay import Underlay
 from tweed.wire.flannel import Network, device_name
 
 # What encapsulation adds to a container's packet: inner Ethernet 14, outer IP 20 or 40, UDP 8, VXLAN 8 (RFC 7348 section 5).
 OVERHEAD = {4: 50, 6: 70}
+# flannel's device of the UDP mode, and what that adds: outer IP 20, UDP 8.
+TUN_DEVICE, TUN_OVERHEAD = "flannel0", 28
 
 
 def wanted_vteps(network: Network, lease: Lease, underlay: Underlay) -> tuple[Vtep, ...]:
@@ -38,11 +40,19 @@ def wanted_vteps(network: Network, lease: Lease, underlay: Underlay) -> tuple[Vt
     return tuple(vteps)
 
 
+def wanted_tun(network: Network, lease: Lease, underlay: Underlay) -> tuple[Tun, ...]:
+    """This node's TUN device in the UDP mode."""
+    if lease.v4 is None or underlay.local is None:
+        return ()
+    subnet = lease.v4.subnet
+    return (Tun(TUN_DEVICE, network.port, underlay.local, underlay.device, underlay.mtu - TUN_OVERHEAD, Prefix(subnet.address, subnet.bits)),)
+
+
 class Create(msgspec.Struct, frozen=True):
-    vtep: Vtep
+    device: Device
 
     def __str__(self) -> str:
-        return f"ip link add {self.vtep}"
+        return f"ip tuntap add {self.device}" if isinstance(self.device, Tun) else f"ip link add {self.device}"
 
 
 class Delete(msgspec.Struct, frozen=True):
@@ -94,13 +104,18 @@ class SetUp(msgspec.Struct, frozen=True):
 DeviceStep = Create | Delete | SetLocal | SetMtu | SetMac | SetUp
 
 
-def device_steps(want: Vtep, have: Link | None, underlay: int) -> tuple[DeviceStep, ...]:
+def device_steps(want: Device, have: Link | None, underlay: int) -> tuple[DeviceStep, ...]:
     """Steps that make the device `want`, given it as the kernel shows it and the ifindex of its underlay. Empty when it is right.
 
-    Raises ValueError with a reason when a device of this name exists that is no VXLAN device: it is not ours to delete.
+    Raises ValueError with a reason when a device of this name exists that is of another kind: it is not ours to delete.
     """
-    if have is not None and have.vxlan is None:
+    if have is not None and have.kind != ("tun" if isinstance(want, Tun) else "vxlan"):
         raise ValueError(f"a device named {want.name} exists and is a {have.kind or 'physical'} device: rename or remove it")
+    if isinstance(want, Tun):
+        created = (Create(want),) if have is None else ()
+        # The kernel gives a new TUN device its own MTU, whatever it is asked for.
+        sized = (SetMtu(want.name, want.mtu),) if have is None or have.mtu != want.mtu else ()
+        return (*created, *sized, *((SetUp(want.name),) if have is None or not have.up else ()))
     if have is None:
         return (Create(want), SetUp(want.name))
     if why := _unchangeable(want, have):

@@ -65,10 +65,11 @@ def routes_matter(have: Mapping[str, str], ours: Iterable[str]) -> bool:
     return _off(have, 6, "all") or bool(_listening(have, ours))
 
 
-def writes(have: Mapping[str, str], families: Iterable[int], ours: Iterable[str], default_routes: Iterable[Route]) -> list[Write]:
+def writes(have: Mapping[str, str], families: Iterable[int], ours: Iterable[str], default_routes: Iterable[Route], through: Iterable[str] = ()) -> list[Write]:
     """What to set, in this order. Empty when all is right.
 
-    `have`: `kernel.sysctl.snapshot`. `families`: 4, 6. `ours`: names of our devices. `default_routes`: the IPv6 ones.
+    `have`: `kernel.sysctl.snapshot`. `families`: 4, 6. `ours`: names of our devices; `through`: of others that
+    have to forward. `default_routes`: the IPv6 ones.
     """
     ours = tuple(ours)
     wanted: list[Write] = []
@@ -83,7 +84,7 @@ def writes(have: Mapping[str, str], families: Iterable[int], ours: Iterable[str]
             wanted.append(Write(key(family, "all", "forwarding"), "1"))
         elif family == 4:
             # IPv4 asks the interface a packet came in by; IPv6 asks only `all` (net/ipv6/ip6_output.c ip6_forward).
-            wanted += [Write(key(4, name, "forwarding"), "1") for name in ours if _off(have, 4, name)]
+            wanted += [Write(key(4, name, "forwarding"), "1") for name in (*ours, *through) if _off(have, 4, name)]
     return wanted
 
 

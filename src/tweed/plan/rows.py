@@ -1,7 +1,7 @@
 """Leases to rows: what the kernel should hold, and which of the rows that it holds are ours to keep or remove.
 
-Per remote lease and family, flannel's three rows: the fdb entry of the peer's VTEP, the neighbour entry of the peer's
-subnet base address, and the onlink route of the peer's subnet.
+Per remote lease and family through VXLAN, flannel's three rows: the fdb entry of the peer's VTEP, the neighbour entry of the peer's
+subnet base address, and the onlink route of the peer's subnet. Without encapsulation one: the route of the peer's subnet via its host.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from tweed.addr import Prefix
+from tweed.addr import Prefix, format_address
 from tweed.model import (
     METRIC_IPV6_DEFAULT,
     NUD_PERMANENT,
@@ -18,6 +18,7 @@ from tweed.model import (
     PROTOCOL_KERNEL,
     TABLE_MAIN,
     Change,
+    Device,
     Endpoint,
     FdbEntry,
     InterfaceAddress,
@@ -25,8 +26,10 @@ from tweed.model import (
     Lease,
     Neighbour,
     Route,
-    Vtep,
+    Row,
 )
+
+NOWHERE: Mapping[bytes, Reach] = {}
 
 
 def metric(subnet: Prefix) -> int:
@@ -50,25 +53,67 @@ def peer_rows(endpoint: Endpoint, device: str) -> tuple[FdbEntry, Neighbour, Rou
     )
 
 
-def lease_rows(leases: Iterable[Lease], devices: Mapping[int, str]) -> KernelState:
-    """All rows for remote leases; `devices` maps a family (4, 6) to the VTEP device that serves it."""
+class Reach(msgspec.Struct, frozen=True):
+    """Whether a peer's host is a neighbour on the underlay: then `device` is where it is, else None. `why` in words."""
+
+    device: str | None
+    why: str
+
+
+def reach(host: bytes, row: Route | None, underlay: str) -> Reach:
+    """`row`: the route that the kernel takes to `host`, None when it has none.
+
+    Only a network that the underlay itself is in makes a neighbour: behind the default route, even one without a gateway, or on another
+    device (a VPN, a bridge) nobody promises that frames for a peer's containers arrive.
+    """
+    name = format_address(host)
+    if row is None:
+        return Reach(None, f"there is no route to {name}")
+    if row.gateway is not None:
+        return Reach(None, f"{name} is behind the gateway {format_address(row.gateway)}")
+    if row.device != underlay:
+        return Reach(None, f"{name} is reached through {row.device or 'nothing'}, not through the underlay {underlay}")
+    if row.dst.length == 0:
+        return Reach(None, f"only the default route leads to {name}")
+    return Reach(underlay, f"{name} is on-link on {underlay}")
+
+
+def direct_route(endpoint: Endpoint, device: str) -> Route:
+    """The route that makes `endpoint` reachable without encapsulation, through its host on `device`."""
+    assert endpoint.public_ip is not None
+    return Route(endpoint.subnet, device, endpoint.public_ip, metric(endpoint.subnet))
+
+
+def endpoint_rows(endpoint: Endpoint, devices: Mapping[int, str], reaches: Mapping[bytes, Reach]) -> tuple[Row, ...]:
+    """The rows of one peer. The tunnel's neighbour and fdb entry stay beside a direct route, so that a change of route, one atomic replace, is all."""
+    tunnel, reached = devices.get(endpoint.subnet.family), reaches.get(endpoint.public_ip or b"")
+    rows: tuple[Row, ...] = peer_rows(endpoint, tunnel) if tunnel is not None else ()
+    if reached is not None and reached.device is not None:
+        return (*rows[:2], direct_route(endpoint, reached.device))
+    return rows
+
+
+def lease_rows(leases: Iterable[Lease], devices: Mapping[int, str], reaches: Mapping[bytes, Reach] = NOWHERE) -> KernelState:
+    """All rows for remote leases; `devices` maps a family (4, 6) to the VTEP device that serves it, `reaches` a peer's host to what is known of it."""
     routes: list[Route] = []
     neighbours: list[Neighbour] = []
     fdb: list[FdbEntry] = []
     for lease in leases:
         for endpoint in lease.endpoints:
-            device = devices.get(endpoint.subnet.family)
-            if device is not None:
-                entry, neighbour, route = peer_rows(endpoint, device)
-                fdb.append(entry)
-                neighbours.append(neighbour)
-                routes.append(route)
+            for row in endpoint_rows(endpoint, devices, reaches):
+                match row:
+                    case FdbEntry():
+                        fdb.append(row)
+                    case Neighbour():
+                        neighbours.append(row)
+                    case Route():
+                        routes.append(row)
     return KernelState(routes=tuple(routes), neighbours=tuple(neighbours), fdb=tuple(fdb))
 
 
-def vtep_address(vtep: Vtep) -> InterfaceAddress:
+def device_address(device: Device) -> InterfaceAddress:
     """The device's own `/32` or `/128`; without duplicate address detection, which a tunnel could never finish in time."""
-    return InterfaceAddress(vtep.name, vtep.address, nodad=vtep.family == 6)
+    return InterfaceAddress(device.name, device.address, nodad=device.family == 6)
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -78,31 +123,31 @@ class Found(msgspec.Struct, frozen=True):
     foreign: tuple[Route, ...]
 
 
-def divide(have: KernelState, vteps: Sequence[Vtep], networks: Sequence[Prefix]) -> Found:
+def divide(have: KernelState, ours: Sequence[Device], networks: Sequence[Prefix]) -> Found:
     """Which rows of a dump are ours to keep or remove.
 
-    On our VTEP devices every row inside the cluster network is ours whatever its protocol or metric (a flannel's route
+    On our devices every row inside the cluster network is ours whatever its protocol or metric (a flannel's route
     has metric 0 and would win), except what the kernel made itself; neighbours and fdb entries by device and permanent
     state. On any other device only routes with our protocol number, and inside our own networks (another tweed may serve others).
     """
-    devices = {vtep.name for vtep in vteps}
+    devices = {device.name for device in ours}
 
     def inside(prefix: Prefix) -> bool:
         return any(network.contains(prefix) for network in networks)
 
-    ours: list[Route] = []
+    routes: list[Route] = []
     foreign: list[Route] = []
     for route in have.routes:
         if route.table != TABLE_MAIN or not inside(route.dst):
             continue
         if route.protocol == PROTOCOL or (route.device in devices and route.protocol != PROTOCOL_KERNEL):
-            ours.append(route)
+            routes.append(route)
         elif route.device not in devices:
             foreign.append(route)
     return Found(
         KernelState(
             addresses=tuple(a for a in have.addresses if a.device in devices and inside(a.address)),
-            routes=tuple(ours),
+            routes=tuple(routes),
             neighbours=tuple(n for n in have.neighbours if n.device in devices and n.state == NUD_PERMANENT),
             fdb=tuple(f for f in have.fdb if f.device in devices and f.permanent and not f.master),
         ),

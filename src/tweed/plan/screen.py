@@ -110,16 +110,16 @@ class Screening:
         if self.own is not None and key == self.own.key:
             return
         lease = record.lease
+        if record.reserved:
+            return
         if lease.backend != self.backend:
             named = lease.backend or "one that writes no BackendType (udp, alloc)"
-            self.problems[key] = [Problem("other-backend", key, f"uses backend {named}, this node uses {self.backend}; skipped")]
+            self.problems[key] = [Problem("other-backend", key, f"uses backend {named}, this node uses {self.backend or 'udp'}; skipped")]
             return
         problems: list[Problem] = []
         good: list[Endpoint] = []
         for endpoint in lease.endpoints:
-            if endpoint.mac is None and record.ttl_s is None:
-                continue  # a reservation whose node has not come yet
-            why = _unusable(endpoint, self.networks)
+            why = _unusable(endpoint, self.networks, self.backend)
             if why is None:
                 usable, rivals = self.taken.rivals(endpoint, record)
                 for other, problem in rivals:
@@ -146,7 +146,7 @@ class Screening:
         return [Problem("other-vni", key, f"{endpoint.subnet}: its node uses VNI {endpoint.vni}, this one {ours}: each drops what the other sends")]
 
 
-def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
+def _unusable(endpoint: Endpoint, networks: Sequence[Prefix], backend: str) -> str | None:
     """Why an endpoint cannot be programmed at all: None when it can, "" when its family is off here and that is no problem."""
     same_family = [network for network in networks if network.family == endpoint.subnet.family]
     if not same_family:
@@ -157,7 +157,7 @@ def _unusable(endpoint: Endpoint, networks: Sequence[Prefix]) -> str | None:
         return "is the whole cluster network"
     if endpoint.subnet.network != endpoint.subnet:
         return "has host bits set"
-    if endpoint.mac is None or not is_unicast_mac(endpoint.mac):
+    if backend == "vxlan" and (endpoint.mac is None or not is_unicast_mac(endpoint.mac)):
         return "publishes no usable VTEP MAC"
     if endpoint.public_ip is None:
         return "publishes no host address"

@@ -77,6 +77,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         return Range(network, first.length, first, last)
 
     @property
+    def lease_backend(self) -> str:
+        """What leases of this backend say as BackendType: its name, except that flannel's udp says nothing."""
+        return "" if self.backend == "udp" else self.backend
+
+    @property
     def networks(self) -> tuple[Prefix, ...]:
         """The cluster's network of each family that is on."""
         return tuple(n for n in (self.network, self.network6) if n is not None)
