@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 from tests.system.conftest import Lab, all_pairs, eventually, ping, running, tweed
+from tests.system.stream import Stream
+
+from tweed.kernel.netns import open_netns, run_in
 
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
-ROUTER = "192.168.2.1"  # the lab's world: on the same wire as the nodes, and it forwards
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,17 @@ def change_to(lab: Lab, backend: dict[str, Any], network: dict[str, Any] = NETWO
     kind, direct = backend["Type"], bool(backend.get("DirectRouting"))
 
     def followed() -> bool:
+        for node in lab.nodes:
+            lab.agent(node.name, "POST", "/v1/resume")  # it looks at the configuration at once, not only with the next tick
         documents = [lab.agent(node.name) for node in lab.nodes]
         return all((d["network"]["backend"], d["network"]["direct_routing"]) == (kind, direct) for d in documents) and lab.whole()
 
     eventually(followed, f"all agents run {kind}", 60)
+
+
+def gateway(lab: Lab, family: int = 4) -> str:
+    """The address of the lab's world on the wire of the nodes."""
+    return re.search(r"(192\.168\.2\.\d+|fd00:192:168:2:[0-9a-f:]+)/", lab.run("world", f"ip -{family} -o addr show scope global"))[1]
 
 
 def ways(lab: Lab, node: str) -> list[str]:
@@ -60,12 +69,12 @@ def test_host_gw_is_one_route_per_peer(modes: Lab) -> None:
 
 
 def test_a_peer_behind_a_router_is_refused_and_taken_back(modes: Lab) -> None:
-    one, two = modes.nodes
-    modes.run(one.name, f"ip route add {two.public_ip}/32 via {ROUTER} dev ens33")
+    (one, two), router = modes.nodes, gateway(modes)
+    modes.run(one.name, f"ip route add {two.public_ip}/32 via {router} dev ens33")
     try:
-        eventually(lambda: f"refused because {two.public_ip} is behind the gateway {ROUTER}" in ways(modes, one.name), "the peer is refused")
+        eventually(lambda: f"refused because {two.public_ip} is behind the gateway {router}" in ways(modes, one.name), "the peer is refused")
         (problem,) = [p for p in modes.agent(one.name)["problems"] if p["id"] == "not-on-link"]
-        assert f"behind the gateway {ROUTER}" in problem["text"]
+        assert f"behind the gateway {router}" in problem["text"]
         assert not [row for row in ours(modes, one.name) if row.startswith("10.244")]
         assert [row for row in ours(modes, one.name) if row.startswith("fd00")], "the other family goes on"
     finally:
@@ -108,22 +117,35 @@ def test_a_cluster_changes_its_mode_and_leaves_nothing_of_the_old_one(modes: Lab
     talk(modes)
 
 
-def test_a_peer_that_changes_between_direct_and_tunnel_loses_no_packet(modes: Lab) -> None:
+class Space(NamedTuple):
+    """A namespace of the lab, as a stream's end."""
+
+    netns: str
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        descriptor = open_netns(self.netns)
+        try:
+            return run_in(descriptor, function)
+        finally:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("family", (4, 6))
+def test_a_peer_that_changes_between_direct_and_tunnel_loses_no_packet(modes: Lab, family: int) -> None:
     change_to(modes, {"Type": "vxlan", "DirectRouting": True})
     one, two = modes.nodes
-    target = modes.pod(f"{two.name}/pod1")
-    modes.run("world", "sysctl -qw net.ipv4.ip_forward=1; for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 >$f; done")
-    command = ["nsenter", f"--net=/run/netns/{modes.pod(f'{one.name}/pod1').netns}", "ping", "-q", "-i", "0.005", "-W", "2", target.ip()]
-    stream = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
+    here, there = modes.pod(f"{one.name}/pod1"), modes.pod(f"{two.name}/pod1")
+    host, ip = (two.public_ip, "ip") if family == 4 else (two.public_ip6, "ip -6")
+    router = gateway(modes, family)
+    modes.run(
+        "world", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 >$f; done"
+    )
+    with Stream(Space(here.netns), here.ip(family), Space(there.netns), there.ip(family)) as stream:
         for _ in range(5):
-            modes.run(one.name, f"ip route add {two.public_ip}/32 via {ROUTER} dev ens33")
-            eventually(lambda: ways(modes, one.name)[0] == f"tunnel because {two.public_ip} is behind the gateway {ROUTER}", "tunnelled")
-            assert any("flannel.1 onlink" in row for row in ours(modes, one.name))
-            modes.run(one.name, f"ip route del {two.public_ip}/32")
-            eventually(lambda: ways(modes, one.name)[0].startswith("direct"), "direct")
-    finally:
-        stream.send_signal(2)
-        out, errors = stream.communicate(timeout=10)
-    sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received", out).groups())
-    assert sent > 100 and received == sent, out[-400:] + errors
+            modes.run(one.name, f"{ip} route add {host} via {router} dev ens33")
+            eventually(lambda: f"tunnel because {host} is behind the gateway {router}" in ways(modes, one.name), "tunnelled")
+            assert any(row.startswith(there.ip(family)[:5]) and "onlink" in row for row in ours(modes, one.name))
+            modes.run(one.name, f"{ip} route del {host} via {router}")
+            eventually(lambda: f"direct because {host} is on-link on ens33" in ways(modes, one.name), "direct")
+        eventually(lambda: stream.sent > 100, "enough was sent")
+    assert stream.lost == []

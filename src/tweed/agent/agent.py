@@ -387,7 +387,7 @@ class Agent:
         """One turn: screen, mend, publish, and remember how it went."""
         try:
             report = await self._mend(reasons)
-            self._tell_store(look="tick" in reasons)
+            self._tell_store(look=bool(reasons & {"tick", "resume"}))
         except KernelError as error:  # a device that went between two questions, an answer that was lost
             report = Report(device_failures={"kernel": str(error)})
         except OSError as error:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tweed.model import Change, Changes, Failure, FdbEntry, InterfaceAddress, KernelState, Neighbour, Route, Row
+from tweed.addr import Prefix
+from tweed.model import METRIC_IPV6_DEFAULT, Change, Changes, Failure, FdbEntry, InterfaceAddress, KernelState, Neighbour, Route, Row
 
 
 def diff(want: KernelState, have: KernelState) -> Changes:
@@ -32,7 +33,31 @@ def diff(want: KernelState, have: KernelState) -> Changes:
     changes = [Change("replace", InterfaceAddress(r.device, r.address, r.scope, r.address in nodad) if isinstance(r, InterfaceAddress) else r) for r in adds]
     # A neighbour is keyed by its address: the replace has already overwritten the old one, a delete would hit ours.
     gone = [row for row in reversed(deletes) if not (isinstance(row, Neighbour) and (row.address, row.device) in kept)]
+    passages = _passages(adds, deletes)
+    if passages:
+        first = next(at for at, change in enumerate(changes) if isinstance(change.row, Route))
+        changes[first:first] = [Change("replace", row) for row in passages]
+        gone += passages
     return (*changes, *(Change("delete", row) for row in gone))
+
+
+def _passages(adds: Iterable[Row], deletes: Iterable[Row]) -> list[Route]:
+    """Routes that exist only while others are put.
+
+    IPv6 refuses a route whose onlink gateway has a route to another device (net/ipv6/route.c ip6_route_check_nh_onlink), and ours has one
+    while a peer's subnet, in which the gateway lies, changes from there into the tunnel. With a row for the gateway alone it is one replace.
+    """
+    elsewhere = {(row.dst, row.device) for row in deletes if isinstance(row, Route) and row.dst.family == 6}
+    return [
+        Route(Prefix(row.gateway, 128), row.device, metric=METRIC_IPV6_DEFAULT)
+        for row in adds
+        if isinstance(row, Route)
+        and row.onlink
+        and row.gateway is not None
+        and row.dst.family == 6
+        and row.dst.contains(row.gateway)
+        and any(dst == row.dst and device != row.device for dst, device in elsewhere)
+    ]
 
 
 def _as_read(address: InterfaceAddress) -> InterfaceAddress:
