@@ -481,6 +481,15 @@ class Case:
             return self.container_down(tables, step.device)
         return None
 
+    def port_blocked(self, tables: Tables, step: Step) -> Divergence | None:
+        """A port without carrier is disabled: the container's end of its veth is down."""
+        for each in self.cluster.tables.values():
+            for row in each.node.devices if each.node.host == tables.name else ():
+                veth = veth_of(tables, each, row.name)
+                if veth is not None and veth.name == step.decision.params["port"] and row.up is False:
+                    return self.container_down(each, row.name)
+        return None
+
     def container_down(self, tables: Tables, device: str) -> Divergence:
         """A container's device is down, and its routes went with it."""
         host = self.cluster.host_of(tables)
@@ -627,6 +636,7 @@ class Case:
 Look = Callable[[Case, Tables, Step], Divergence | None]
 FAILURES: dict[str, Look] = {
     "device-down": Case.device_down,
+    "bridge-port-blocked": Case.port_blocked,
     "route-missing": Case.underlay_route,
     "route-blackhole": Case.underlay_route,
     "route-unreachable": Case.underlay_route,
