@@ -48,11 +48,16 @@ def ask(walk: Walk, cluster: Cluster, spaces: Mapping[str, int | None]) -> Walk:
                     findings.append(Finding(step.node, Said("evaluation-differs", params), (step.row,) if step.row is not None else ()))
             told = answers[key]
             steps.append(step if told is None else msgspec.structs.replace(step, kernel="agrees" if told[0] == told[1] else "differs"))
-    return msgspec.structs.replace(walk, steps=tuple(steps), findings=(*walk.findings, *findings))
+    reply = walk.reply
+    if reply is not None:
+        asked = ask(reply, cluster, spaces)
+        findings += [each for each in asked.findings if each not in findings]
+        reply = msgspec.structs.replace(asked, findings=reply.findings)
+    return msgspec.structs.replace(walk, steps=tuple(steps), findings=(*walk.findings, *findings), reply=reply)
 
 
 def differs(walk: Walk) -> bool:
-    return any(step.kernel == "differs" for step in walk.steps)
+    return any(step.kernel == "differs" for each in (walk, walk.reply) if each is not None for step in each.steps)
 
 
 def question(asked: Asked) -> str:

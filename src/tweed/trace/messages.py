@@ -282,6 +282,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "decided by": ("decided by", "依据"),
     "step": ("step {number}", "步骤 {number}"),
     "not": ("not", "落选"),
+    "kernel agrees": ("the kernel was asked for {count} of these decisions, and answers the same", "其中 {count} 个决定向内核核实过，回答一致"),
     "more": ("and {count} more rows", "另有 {count} 行"),
     "assumed": ("assumed", "假定"),
     "not known": ("unknown", "未知"),

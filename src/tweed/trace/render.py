@@ -59,7 +59,9 @@ def walk_lines(walk: Walk, language: Language) -> list[Line]:
         before = where
     for which in ("reply", "whole"):
         if (other := getattr(walk, which)) is not None:
-            lines += [(), ((label(language, f"the {which}"), "heading"),), *walk_lines(msgspec.structs.replace(other, first_divergence=None), language)]
+            lines += other_lines(other, label(language, f"the {which}"), language)
+    if (asked := kernel_line(walk, language)) is not None:
+        lines += [(), asked]
     if walk.first_divergence is not None:
         lines += [(), *divergence_lines(walk.first_divergence, language)]
     for said in walk.blind:
@@ -69,6 +71,19 @@ def walk_lines(walk: Walk, language: Language) -> list[Line]:
         for finding in walk.findings:
             lines += finding_lines(finding, language)
     return lines
+
+
+def other_lines(walk: Walk, title: str, language: Language) -> list[Line]:
+    """The way back, or of a larger packet: of one that is only predicted, and arrives or ends where tables end, the verdict is enough."""
+    if walk.tier in ("text", "tables") and walk.verdict in ("delivered", "unknown"):
+        return [(), ((f"{title}: ", "heading"), *heading(walk, language)[:3])]
+    return [(), ((title, "heading"),), *walk_lines(msgspec.structs.replace(walk, first_divergence=None), language)]
+
+
+def kernel_line(walk: Walk, language: Language) -> Line | None:
+    """How many of the decisions the kernel was asked for, and that it answers the same; a difference is a finding."""
+    told = [step.kernel for step in walk.steps if step.kernel]
+    return ((label(language, "kernel agrees", count=len(told)), "quiet"),) if told and "differs" not in told else None
 
 
 def heading(walk: Walk, language: Language) -> Line:
