@@ -122,6 +122,21 @@ def test_a_node_on_which_no_agent_ever_ran(node, tmp_path):
         assert full.error == 11 and "full" in full.document["msg"] and len([*queue.iterdir()]) == 1000
 
 
+def test_an_agent_that_has_no_lease_says_why(tmp_path):
+    with Cluster(tmp_path, 1, None) as cluster, sandboxes(1) as (box,):
+        [node] = cluster.nodes
+        node.start(ready=False)
+        wait_for(lambda: "no network configuration" in node.status()["reason"], "it waits")
+        runtime = installed(node)
+        status, add = runtime.run("tweed", conf("1.1.0"), CNI_COMMAND="STATUS"), runtime.run("tweed", conf(), **variables("ADD", box.path))
+        assert (status.error, add.error) == (50, 11)
+        assert all("no network configuration in sqlite://" in answer.document["msg"] for answer in (status, add))
+        assert runtime.run("tweed", conf(), **variables("DEL", box.path)).code == 0
+        node.end(signal.SIGKILL)
+        away = (node.socket.parent / "cni-away").read_text()
+        assert "was not ready: no network configuration" in away and json.loads("{" + away)["details"]
+
+
 def test_an_agent_that_comes_while_the_plugin_waits(node):
     runtime = installed(node)
     node.end()

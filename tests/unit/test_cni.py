@@ -1,6 +1,9 @@
 """CNI's documents, configurations as networks, addresses with reservations and quarantine, and what CHECK compares."""
 
+import ast
 import json
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -233,3 +236,24 @@ def test_what_was_made_is_as_it_was_made():
     ]
     assert len(differences(made, msgspec.structs.replace(seen, addresses=(), routes=()))) == 3 + 4
     assert format_address(made.gateways[0]) == "10.244.1.1" and parse_mac("0a:58:0a:f4:01:02") == made.mac
+
+
+# ---- the relays -------------------------------------------------------------------------------------------------
+
+RELAYS = Path(cni.__file__).parents[1] / "cni"
+
+
+def test_the_python_relay_imports_next_to_nothing():
+    """Each import costs every container start milliseconds."""
+    tree = ast.parse((RELAYS / "relay.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert names == {"os", "sys", "_socket"}
+
+
+def test_both_relays_say_the_same():
+    python, c = (RELAYS / "relay.py").read_text(), (RELAYS / "relay.c").read_text().replace('\\"', '"')
+    for text in (*re.findall(r"b'(\"msg\".*?)'", python), json.dumps(list(cni.VERSIONS), separators=(",", ":"))):
+        assert text in c and text in python, text
+    for name, value in (("TRIES", 195), ("QUEUE_MAX", 1000), ("UNANSWERED", 100), ("ANSWER_S", 60)):
+        assert re.search(rf"#define {name} {value}\b", c) and re.search(rf"\b{name}\b[^=\n]*= [^\n]*\b{value}\b", python), name

@@ -26,7 +26,9 @@ def cleanup(keep_lease: bool, flannel: bool, to_flannel: bool, words: tuple[str,
     those of a lab's node are known.
     """
     from tweed.agent.cleanup import clean, give_back
+    from tweed.agent.files import read_text
     from tweed.agent.leftovers import remove_leftovers
+    from tweed.commands.cni import AGENT_FILE, BIN_DIR
 
     if keep_lease + flannel + to_flannel > 1:
         raise UsageError("--keep-lease, --flannel and --to-flannel: use one of them; --to-flannel keeps the lease")
@@ -41,5 +43,7 @@ def cleanup(keep_lease: bool, flannel: bool, to_flannel: bool, words: tuple[str,
     for line in lines:
         found = True
         click.echo(line)
+    if not flannel and read_text(BIN_DIR / AGENT_FILE) == f"{settings.run_dir.absolute()}\n":
+        print(f"left alone the CNI plugin in {BIN_DIR}: tweed cni uninstall removes it", file=sys.stderr)
     if not found:
         print(nothing, file=sys.stderr)

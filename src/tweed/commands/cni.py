@@ -17,6 +17,8 @@ from tweed.commands.common import agent_socket
 from tweed.errors import TweedError, UsageError
 
 SOURCE = Path(package.__file__).parent
+BIN_DIR = Path("/opt/cni/bin")
+AGENT_FILE = "tweed.agent"
 CONFLIST = "10-tweed.conflist"
 ELSEWHERE = Path("/usr/lib/cni")  # where Debian puts the other plugins, and its podman looks for them
 # 1.0.0, although we speak 1.1.0: Debian's plugins, and so whole chains with them, end there.
@@ -24,9 +26,7 @@ FIRST = {"type": "tweed", "capabilities": {"ips": True, "mac": True}}
 CHAINED = ({"type": "portmap", "capabilities": {"portMappings": True}}, {"type": "bandwidth", "capabilities": {"bandwidth": True}})
 ASIDE = ".before-tweed"
 
-bin_option = click.option(
-    "--bin-dir", type=click.Path(path_type=Path), default=Path("/opt/cni/bin"), show_default=True, help="Where runtimes look for plugins."
-)
+bin_option = click.option("--bin-dir", type=click.Path(path_type=Path), default=BIN_DIR, show_default=True, help="Where runtimes look for plugins.")
 conf_option = click.option(
     "--conf-dir", type=click.Path(path_type=Path), default=Path("/etc/cni/net.d"), show_default=True, help="Where they look for networks."
 )
@@ -53,9 +53,9 @@ def install(bin_dir: Path, conf_dir: Path, relay: str, flannel: bool, run_dir: P
     made, kind = build(relay)
     plugin = bin_dir / ("flannel" if flannel else "tweed")
     if flannel and plugin.exists() and not is_ours(plugin):
-        os.replace(plugin, plugin.with_name(plugin.name + ASIDE))
-        click.echo(f"moved {plugin} to {plugin.name}{ASIDE}; tweed cni uninstall brings it back")
-    for path, content, mode, what in ((bin_dir / "tweed.agent", f"{where}\n".encode(), 0o644, f"the agent's directory, {where}"), (plugin, made, 0o755, kind)):
+        keep(plugin)
+        click.echo(f"kept {plugin} as {plugin.name}{ASIDE}; tweed cni uninstall brings it back")
+    for path, content, mode, what in ((bin_dir / AGENT_FILE, f"{where}\n".encode(), 0o644, f"the agent's directory, {where}"), (plugin, made, 0o755, kind)):
         replace(path, content, mode)
         click.echo(f"wrote {path}: {what}")
     if flannel:
@@ -80,15 +80,17 @@ def uninstall(bin_dir: Path, conf_dir: Path) -> None:
     """Remove what install wrote, and nothing else."""
     found = False
     for plugin in (bin_dir / "tweed", bin_dir / "flannel"):
-        if is_ours(plugin):
-            plugin.unlink()
-            found = True
-            click.echo(f"removed {plugin}")
         aside = plugin.with_name(plugin.name + ASIDE)
-        if aside.exists() and not plugin.exists():
+        if not is_ours(plugin):
+            continue
+        found = True
+        if aside.exists():
             os.replace(aside, plugin)
             click.echo(f"brought back {plugin}")
-    for path, ours in ((bin_dir / "tweed.agent", True), (conf_dir / CONFLIST, uses_us(conf_dir / CONFLIST))):
+        else:
+            plugin.unlink()
+            click.echo(f"removed {plugin}")
+    for path, ours in ((bin_dir / AGENT_FILE, True), (conf_dir / CONFLIST, uses_us(conf_dir / CONFLIST))):
         if path.exists() and ours:
             path.unlink()
             found = True
@@ -130,6 +132,16 @@ def replace(path: Path, content: bytes, mode: int) -> None:
         raise TweedError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep(plugin: Path) -> None:
+    """A second name for somebody else's plugin, which stays where it is until ours replaces it. Raises TweedError."""
+    aside = plugin.with_name(plugin.name + ASIDE)
+    try:
+        aside.unlink(missing_ok=True)
+        os.link(plugin, aside)
+    except OSError as error:
+        raise TweedError(f"{aside} cannot be written: {error.strerror}") from None
 
 
 def is_ours(plugin: Path) -> bool:
