@@ -95,7 +95,8 @@ def test_status_says_what_is_programmed_for_whom(node: Node, cluster: Cluster) -
     assert status["encryption"].startswith("none") and "not encrypted" in status["encryption"]
     (peer,) = status["peers"]
     assert (peer["node"], peer["state"], peer["why"]) == ("n2", "programmed", None)
-    assert peer["endpoints"] == [{"subnet": theirs["subnet"], "public_ip": other.ip, "vtep_mac": theirs["vtep_mac"]}]
+    way = "tunnel because DirectRouting is off"
+    assert peer["endpoints"] == [{"subnet": theirs["subnet"], "public_ip": other.ip, "vtep_mac": theirs["vtep_mac"], "way": way}]
     shown = node.sh("bridge fdb show; ip neigh; ip route")
     fdb, neighbour, route = peer["rows"]
     assert fdb in shown
