@@ -228,7 +228,8 @@ def test_what_comes_later_does_not_move_a_node():
     busier = msgspec.structs.replace(HOST, addresses=newer, defaults=(route("tun0"), route("ens34"), *HOST.defaults))
     assert keep_underlay(now, busier) == now
     renamed = (Link("wan0", 2, mtu=1500), Link("ens33", 77, mtu=1500), *HOST.links[2:])
-    assert keep_underlay(now, msgspec.structs.replace(busier, links=renamed)) == msgspec.structs.replace(now, device="wan0")
+    moved = tuple(msgspec.structs.replace(a, device="wan0") if a.device == "ens33" else a for a in newer)
+    assert keep_underlay(now, msgspec.structs.replace(busier, links=renamed, addresses=moved)) == msgspec.structs.replace(now, device="wan0")
     anew = (Link("ens33", 12, mtu=1400), *HOST.links[2:])
     assert keep_underlay(now, msgspec.structs.replace(busier, links=anew)) == msgspec.structs.replace(now, index=12, mtu=1400)
 
@@ -240,6 +241,14 @@ def test_a_device_or_an_address_that_is_gone_is_chosen_anew(gone):
     assert len(left) == len(HOST.addresses) - 1
     assert keep_underlay(now, msgspec.structs.replace(HOST, addresses=left)) is None
     assert keep_underlay(now, msgspec.structs.replace(HOST, links=HOST.links[:1])) is None
+
+
+def test_an_address_that_moved_to_a_bridge_is_gone_unless_it_may_be_anywhere():
+    now = choose(iface=("ens33",))
+    moved = tuple(msgspec.structs.replace(a, device="br0") if a.device == "ens33" else a for a in HOST.addresses)
+    bridged = msgspec.structs.replace(HOST, links=(*HOST.links, Link("br0", 9, mtu=1500)), addresses=moved)
+    assert keep_underlay(now, bridged) is None
+    assert keep_underlay(now, bridged, {A("192.168.2.200")}) == now
 
 
 def test_a_link_local_address_gives_way():

@@ -53,10 +53,9 @@ class Site:
 
     def underlay(self, now: Underlay | None = None) -> Underlay:
         """The underlay `now` while it lasts, else the one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""
-        host = self.host()
-        if now is not None and (kept := keep_underlay(now, host)) is not None:
+        host, s = self.host(), self.settings
+        if now is not None and (kept := keep_underlay(now, host, {a for a in (s.public_ip, s.public_ipv6) if a is not None})) is not None:
             return kept
-        s = self.settings
         wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
         return choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
 

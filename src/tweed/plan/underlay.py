@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
@@ -126,16 +126,19 @@ def choose_underlay(wish: Wish, host: Host, reach: Callable[[bytes], Way]) -> Un
     return Underlay(link.name, link.index, link.mtu, locals_.get(4), locals_.get(6), why, instead_of)
 
 
-def keep_underlay(now: Underlay, host: Host) -> Underlay | None:
+def keep_underlay(now: Underlay, host: Host, aside: Collection[bytes] = ()) -> Underlay | None:
     """The one in use, with the name, index and MTU that its device has by now; None when device or address is gone and a new choice is due.
 
     Addresses and default routes that come later (autoconfiguration, a temporary address, a VPN) do not move a node that others know;
     only a link-local address gives way. A device that was renamed is still the same one; one of its name that was made anew takes its place.
+    An address that has moved to another device (a bridge over this one) is gone, unless it is one of `aside`, which may be anywhere.
     """
     by_index = next((link for link in host.links if link.index == now.index), None)
     link = by_index or next((link for link in host.links if link.name == now.device), None)
-    there = {a.address.address for a in host.addresses if a.scope < SCOPE_LINK}
-    if link is None or link.mtu <= 0 or not {now.local, now.local6} - {None} <= there:
+    if link is None or link.mtu <= 0:
+        return None
+    there = {a.address.address for a in host.addresses if a.scope < SCOPE_LINK and (a.device == link.name or a.address.address in aside)}
+    if not {now.local, now.local6} - {None} <= there:
         return None
     return msgspec.structs.replace(now, device=link.name, index=link.index, mtu=link.mtu)
 
