@@ -162,6 +162,10 @@ def test_what_was_not_chosen_is_told_with_the_reason():
     assert "ens34 10.1.0.5 (lasting, no default route)" in choose(host=msgspec.structs.replace(HOST, defaults=(route("wlan0"),))).instead_of
 
 
+def test_addresses_of_the_overlay_itself_are_not_told():
+    assert [line.split()[1] for line in choose(overlay=(P("10.1.0.0/16"),)).instead_of] == ["192.168.2.250", "172.16.0.7"]
+
+
 def test_the_address_that_every_virtual_machine_has_is_doubted_unless_it_was_asked_for():
     host = msgspec.structs.replace(HOST, addresses=(InterfaceAddress("ens33", P("10.0.2.15/24")), *HOST.addresses))
     assert choose(host=host).doubt.startswith("10.0.2.15 is what VirtualBox and QEMU give every guest")

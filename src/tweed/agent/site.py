@@ -56,7 +56,7 @@ class Site:
         host, s = self.host(), self.settings
         if now is not None and (kept := keep_underlay(now, host, {a for a in (s.public_ip, s.public_ipv6) if a is not None})) is not None:
             return kept
-        wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6)
+        wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6, self.network.networks)
         return choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
 
     def _reach(self, address: bytes) -> Way:

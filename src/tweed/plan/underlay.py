@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
-from tweed.addr import family, format_address, parse_address
+from tweed.addr import Prefix, family, format_address, parse_address
 from tweed.errors import TweedError, UsageError
 from tweed.model import InterfaceAddress, Link, Route
 
@@ -24,7 +24,7 @@ GUEST = parse_address("10.0.2.15")
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What the settings say about the underlay, and which families are on."""
+    """What the settings say about the underlay, which families are on, and the networks that are the overlay's own."""
 
     families: tuple[int, ...]
     iface: tuple[str, ...] = ()
@@ -32,6 +32,7 @@ class Wish(msgspec.Struct, frozen=True):
     can_reach: str = ""
     public_ip: bytes | None = None
     public_ip6: bytes | None = None
+    overlay: tuple[Prefix, ...] = ()
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -228,13 +229,13 @@ def _default_metrics(host: Host, number: int) -> dict[str, int]:
 
 
 def _not_chosen(wish: Wish, host: Host, chosen: Link, used: set[bytes]) -> Iterator[str]:
-    """Every other address that a node could have been reached by, with what is known of it."""
+    """Every other address that this node could have been reached by, with what is known of it."""
     for link in host.links:
         for number in wish.families:
             default = _default_metrics(host, number).get(link.name)
             for address in host.candidates(link.name, number):
                 row = next(a for a in host.addresses if a.device == link.name and a.address.address == address)
-                if address in used or row.scope >= SCOPE_LINK:
+                if address in used or row.scope >= SCOPE_LINK or any(network.contains(address) for network in wish.overlay):
                     continue
                 route = "" if link == chosen else f", default route with metric {default}" if default is not None else ", no default route"
                 yield f"{link.name} {format_address(address)} ({_lasting(host.flags.get(address, PERMANENT), number)}{route})"
