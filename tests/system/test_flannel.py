@@ -282,3 +282,15 @@ def test_the_device_that_is_there_keeps_its_mac_without_any_lease(tmp_path: Path
         status = node.status()
         assert (status["subnet"], status["vtep_mac"]) == ("10.244.7.0/24", "4a:11:22:33:44:55")
         assert node.sh("ip -o link show flannel.1").split(":")[0] == number
+        # Back without a store, as the container before flannel's in a pod: the file that flannel reads says enough, and an agent that is gone is no hindrance.
+        node.end()
+        config = tmp_path / "net-conf.json"
+        config.write_text(json.dumps(DUAL | {"EnableIPv6": False, "EnableNFTables": True}))
+        for path in tmp_path.glob("store.db*"):
+            path.unlink()
+        refused = node.tweed("cleanup", "--to-flannel", *node.flags)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1) and "no network configuration" in refused.stderr
+        done = node.tweed("cleanup", "--to-flannel", *node.flags, "--net-config-path", str(config))
+        assert done.returncode == 0, done.stderr
+        assert not node.state.exists() and not list(tmp_path.glob("store.db*")) and node.subnet_file.exists()
+        assert node.sh("ip -o link show flannel.1").split(":")[0] == number

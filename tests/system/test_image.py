@@ -100,6 +100,15 @@ def test_an_agent_in_a_container_keeps_its_node(podman: Podman, tmp_path: Path) 
         assert json.loads(podman("inspect", "agent"))[0]["State"]["ExitCode"] == 0 and a.tables() == before
 
 
+def test_the_plugin_is_in_it(podman: Podman, tmp_path: Path) -> None:
+    """In C, though there is no compiler in the image, and for any node: it needs no library."""
+    words = ["cni", "install", "--relay=c", f"--bin-dir={tmp_path}/bin", f"--conf-dir={tmp_path}/net", "--run-dir=/run/tweed"]
+    podman("run", "--rm", "--network=none", f"--volume={tmp_path}:{tmp_path}", "localhost/tweed:1", *words)
+    question, environment = '{"cniVersion": "1.0.0"}', {"CNI_COMMAND": "VERSION"}
+    answer = subprocess.run([tmp_path / "bin/tweed"], env=environment, input=question, capture_output=True, text=True, check=True)
+    assert "1.0.0" in json.loads(answer.stdout)["supportedVersions"]
+
+
 def test_every_store_and_command_is_in_it(podman: Podman) -> None:
     """Whatever is imported late is there: gRPC, YAML, numpy."""
     script = "import grpc, yaml, numpy, aiohttp, rich, prometheus_client, tweed.stores.etcd.store; print('all')"

@@ -90,9 +90,9 @@ def _network(settings: Settings) -> Network:
             await store.close()
 
     there = settings.store_file is None or settings.store_file.exists()
-    text = asyncio.run(use(open_store(settings))) if there else None
+    text = (asyncio.run(use(open_store(settings))) if there else None) or files.read_text(settings.net_config_path)
     if text is None:
-        raise TweedError(f"no network configuration in {settings.store}: name the store that the agent used with --store")
+        raise TweedError(f"no network configuration in {settings.store}, nor in {settings.net_config_path}: name the store that the agent used with --store")
     return parse_network(text)
 
 
