@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import platform
+import subprocess
 import time
 from pathlib import Path
 
@@ -93,6 +96,57 @@ def test_a_start_without_etcd_waits_says_why_and_since_when_and_goes_on_by_itsel
         wait_for(lambda: node.status()["ready"] and not node.problems(), "it goes on by itself")
     finally:
         etcd.stop()
+
+
+# Preloaded into a process, it shows it a wall clock that is CLOCK_OFF seconds off. Without headers, which a compiler alone does not bring.
+WRONG_CLOCK = """
+struct timespec { long tv_sec, tv_nsec; };
+struct timeval { long tv_sec, tv_usec; };
+long syscall(long, ...), atol(const char *);
+char *getenv(const char *);
+int clock_gettime(int clock, struct timespec *t) {
+    long failed = syscall(228, clock, t); /* SYS_clock_gettime of x86-64 */
+    if (!failed && (clock == 0 || clock == 5)) t->tv_sec += atol(getenv("CLOCK_OFF"));
+    return failed;
+}
+int gettimeofday(struct timeval *t, void *zone) {
+    struct timespec now;
+    clock_gettime(0, &now);
+    t->tv_sec = now.tv_sec, t->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+long time(long *t) {
+    struct timespec now;
+    clock_gettime(0, &now);
+    if (t) *t = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the wrong clock is written for x86-64")
+def test_a_node_whose_clock_is_two_days_off_is_a_node_like_any_other(node: Node, tmp_path: Path) -> None:
+    library = tmp_path / "clock.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-nostdlib", "-x", "c", "-o", library, "-"], input=WRONG_CLOCK.encode(), check=True)
+    with etcd_server.running(tmp_path / "etcd", netns=node.name) as etcd:
+        where = ["--store=etcd", f"--etcd-endpoints={etcd.endpoints[0]}"]
+        assert node.tweed("net", "init", json.dumps(V4), *where).returncode == 0
+        for days, shown in ((2, 1), (-2, -1)):
+            before = dict(node.cluster.environment)
+            node.cluster.environment |= {"LD_PRELOAD": str(library), "CLOCK_OFF": str(days * 86400)}
+            node.start(*where)
+            node.cluster.environment = before
+            document = node.status()
+            assert (time.time() + shown * 86400 - seconds(document["started"])) * shown < 0, "its clock is off indeed"
+            assert 86000 < document["lease"]["expires_in_s"] <= 86400
+            key = f"{PREFIX}/subnets/10.244.{200 + shown}.0-24"
+            etcd.ctl("put", key, json.dumps(peer(f"192.168.2.{200 + shown}")))
+            wait_for(lambda shown=shown: f"10.244.{200 + shown}.0/24" in node.sh("ip route"), "a peer is programmed")
+            node.end()
+
+
+def seconds(text: str) -> float:
+    return datetime.datetime.fromisoformat(text).timestamp()
 
 
 def test_thousands_of_leases_that_come_at_once_are_all_programmed_and_all_go_at_once(node: Node, tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def kind(name: str) -> Kind:
 def fill_inside(netns: str, flags: Sequence[str], topology: Topology) -> None:
     """`tweed.lab.stores.fill` as a process in a namespace of the lab, for servers that only the lab can reach."""
     command = ["nsenter", f"--net=/run/netns/{netns}", "--", sys.executable, "-m", "tweed.lab.stores.fill", *flags]
-    done = subprocess.run(command, input=msgspec.json.encode(topology), capture_output=True, timeout=FILL_S, check=False, env=environment(os.environ))
+    try:
+        done = subprocess.run(command, input=msgspec.json.encode(topology), capture_output=True, timeout=FILL_S, check=False, env=environment(os.environ))
+    except subprocess.TimeoutExpired:
+        raise TweedError(f"the lab's store cannot be filled: it has not answered for {FILL_S:g} s") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise TweedError(f"the lab's store cannot be filled: {lines[-1] if lines else f'exit code {done.returncode}'}")
