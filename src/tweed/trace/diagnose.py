@@ -74,6 +74,8 @@ class Case:
             found = self.vtep_device(tables, step.device)
         elif step.question == 4:
             found = self.underlay_way(tables, step)
+        elif cause == "leaves-vxlan":
+            found = self.peer_address(step)
         else:
             found = None
         if found is None and (last := FAILURES.get(cause)) is not None:
@@ -437,6 +439,16 @@ class Case:
             return self.found(tables, device, "vtep-mac-wrong", params, (device_row(tables, device, LINK), own.row), fix)
         return None
 
+    def peer_address(self, step: Step) -> Divergence | None:
+        """The host that the frame is for: does the node that its lease belongs to still have that address?"""
+        host = step.decision.params["host"]
+        for peer in self.intent.peers.values():
+            there = self.cluster.tables.get(peer.node or "")
+            if there is not None and peer.host is not None and format_address(peer.host) == host and peer.host not in there.own and there.complete("address"):
+                device = peer.device or ""
+                return self.host_address(there, peer, attributes_of(there, device).underlay, device_row(there, device))
+        return None
+
     def host_address(self, tables: Tables, own: Peer, nic: str | None, line: Quote | None) -> Divergence | None:
         """The node has lost the address that all others know it by. How long its network is the others' addresses say."""
         host = own.host or b""
@@ -620,6 +632,10 @@ class Case:
         room = int(step.decision.params["mtu"])
         if mtu <= room:
             return None
+        nic = tables.mtu(attributes_of(tables, step.device).underlay or "")
+        if nic is not None and (right := nic - mend.VXLAN_ROOM[self.family]) > room and mtu <= right:  # the tunnel has room, its device does not use it
+            line = device_row(tables, step.device, HEAD)
+            return self.found(tables, step.device, "mtu-exceeded", step.decision.params, (line, step.row), [f"ip link set {step.device} mtu {right}"])
         params = {"device": owner.device, "mtu": str(mtu), "room": str(room)}
         shown = device_row(owner.tables, owner.device, HEAD)
         return self.found(owner.tables, owner.device, "mtu-too-large", params, (shown, step.row), [f"ip link set {owner.device} mtu {room}"])

@@ -15,7 +15,7 @@ import msgspec
 from tweed.addr import format_address
 from tweed.trace.beside import Laid, beside, in_tunnel
 from tweed.trace.cluster import Cluster
-from tweed.trace.drops import SEND_ERRORS, explain
+from tweed.trace.drops import ETHERNET, FORWARDS_TO_PEER, SEND_ERRORS, explain
 from tweed.trace.events import DROPPED
 from tweed.trace.frames import TTL, Probe
 from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk, kind_of
@@ -122,7 +122,7 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
             return ended(made, laid, "detour", walk.first_divergence)  # past a wrong decision, and somebody brought it back on its way
         return ended(made, laid, "delivered", unlike(made) or overtaken(walk, laid))
     predicted = walk.first_divergence
-    if predicted is not None and (came_so_far(laid) or passed(laid, predicted)):
+    if predicted is not None and (came_so_far(laid) or passed(laid, predicted) or unanswered_question(laid, predicted)):
         verdict: Verdict = walk.verdict if walk.verdict in ("dropped", "lost") else "lost"
         if laid.drop is not None or seen.refused:
             verdict = "dropped"
@@ -130,6 +130,8 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
     if seen.refused and laid.last is None:
         return ended(made, laid, "dropped", refusal(laid, seen.refused))
     if laid.drop is not None:
+        if (narrow := too_narrow(laid, laid.drop, cluster)) is not None:
+            return ended(made, laid, "dropped", narrow)
         node, device = where(laid, laid.drop)
         cause, fix = explain(laid.drop, laid.errors, cluster, node, device)
         if cause.id == "ttl-exceeded" and (short := short_lived(laid, cause)) is not None:
@@ -154,6 +156,29 @@ def came_so_far(laid: Laid) -> bool:
     """Whether it was seen at the last place before the step that fails, or there are none before it."""
     places = [number for number, step in enumerate(laid.steps[:-1]) if step.hop is not None]
     return not places or laid.far >= places[-1]
+
+
+def unanswered_question(laid: Laid, found: Divergence) -> bool:
+    """Whether it was dropped because nobody answered for its next hop, on the very node where tables say what is in the way."""
+    drop = laid.drop
+    asked = drop is not None and drop.event.function.startswith("neigh_")
+    return drop is not None and asked and drop.node.partition("/")[0] == found.node.partition("/")[0]
+
+
+def too_narrow(laid: Laid, drop: Sight, cluster: Cluster) -> Divergence | None:
+    """The wire had no room: the next device on the way has a smaller MTU than the one that sent the frame."""
+    following = next((step for step in laid.steps[laid.far + 1 :] if step.hop is not None), None)
+    if drop.node or following is None or laid.last is None or not drop.event.function.startswith(FORWARDS_TO_PEER):
+        return None
+    size, tables = drop.event.size - ETHERNET, cluster.tables[following.node]
+    mtu, other = tables.mtu(following.device), cluster.tables[laid.last.node].mtu(laid.last.event.device)
+    if mtu is None or other is None or mtu >= size or other < size:
+        return None
+    row = tables.devices[following.device]
+    params = {"size": str(size), "mtu": str(mtu), "device": following.device}
+    evidence = (Quote(row.source, row.text.split("\n")[0]), Quote("kfree_skb", f"{drop.event.device}: {drop.event.reason} {drop.event.function}"))
+    fix = (Fix(following.node, f"ip link set {following.device} mtu {other}"),)
+    return Divergence(following.node, following.device, Said("mtu-exceeded", params), evidence, fix)
 
 
 def short_lived(laid: Laid, cause: Said) -> Divergence | None:

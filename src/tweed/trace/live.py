@@ -306,7 +306,7 @@ def too_large(cluster: Cluster, probe: Probe, large: Walk) -> Divergence | None:
     """What is wrong when only a packet of the sender's MTU does not get through: the sender's MTU, where that of the way is right."""
     found = large.first_divergence
     source = cluster.owner(probe.src)
-    if found is None or source is None or found.cause.id not in ("mtu-exceeded", "mtu-too-large"):
+    if found is None or source is None or found.cause.id not in ("mtu-exceeded", "mtu-too-large") or (found.cause.id == "mtu-exceeded" and found.fix):
         return found
     peer = peer_of(cluster, source.tables.name, source.device)
     limits = [found.cause.params.get("room", found.cause.params["mtu"]), str(peer[1].mtu) if peer is not None else ""]
@@ -315,6 +315,6 @@ def too_large(cluster: Cluster, probe: Probe, large: Walk) -> Divergence | None:
         return found
     at = source.tables.devices[source.device]
     params = {"device": source.device, "mtu": str(at.mtu), "room": str(room)}
-    evidence = (Quote(at.source, at.text.split("\n")[0]), *found.evidence)
+    evidence = tuple(dict.fromkeys((Quote(at.source, at.text.split("\n")[0]), *found.evidence)))
     fix = (Fix(source.tables.name, f"ip link set {source.device} mtu {room}"),)
     return Divergence(source.tables.name, source.device, Said("mtu-too-large", params), evidence, fix)
