@@ -183,6 +183,17 @@ async def test_annotations_that_somebody_removed_are_an_ended_lease(place):
     assert (await store.create(lease(), N1)).key == record.key
 
 
+async def test_who_watches_without_a_snapshot_is_told_of_what_went_too(place):
+    place.node(1)
+    store = place.store()
+    record = await store.create(lease(), N1)
+    events, _ = place.follow(place.store(), record.revision)
+    await until(lambda: place.server.watchers)
+    await store.delete(record)
+    await until(lambda: events)
+    assert [(e.key, e.record, e.junk) for e in events] == [(record.key, None, None)]
+
+
 async def test_one_family_that_changes_is_told(place):
     place.node(1, "10.244.1.0/24", "fd00:0:0:1::/64")
     store = place.store()
