@@ -1,0 +1,197 @@
+"""Bursts without a compiler: the TUN gives and takes packets of up to 64 KiB, the socket many datagrams at once, numpy does the cutting."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from struct import Struct
+
+from tweed.addr import format_address
+from tweed.udp import outer, segments
+from tweed.udp.naive import TURNS, Naive
+from tweed.udp.packet import look_inbound, look_outbound, lower_ttl, ones_sum
+
+VIRTIO = Struct("=BBHHHH")  # linux/virtio_net.h: flags, kind of segmentation, bytes of headers, payload of a segment, where the checksum is
+NEEDS_CSUM = 1
+GSO_TCPV4, GSO_UDP_L4, GSO_ECN = 1, 5, 0x80
+DATAGRAM_MAX = 65507
+PLAIN = bytes(VIRTIO.size)
+RECEIVES = 16
+
+Parts = list[bytes | bytearray | memoryview]
+
+
+class Vector(Naive):
+    """`segment`: the socket cuts a send into datagrams. `merge_tcp`, `merge_udp`: the TUN takes such packets merged. `burst`: the most
+    datagrams at once to a peer that has not yet sent several at once itself."""
+
+    def __init__(self, tun: int, opened: socket.socket, port: int, *, segment: bool, merge_tcp: bool, merge_udp: bool, burst: int) -> None:
+        super().__init__(tun, opened, port)
+        self.segment, self.merge_tcp, self.merge_udp, self.burst = segment, merge_tcp, merge_udp, burst
+        self.read = memoryview(bytearray(VIRTIO.size + segments.PACKET_MAX))
+        self.received = memoryview(bytearray(outer.RECEIVE))
+        self.shown_fast: set[int] = set()
+        self.no_segment: dict[int, int] = {}
+
+    def hosts(self) -> list[tuple[int, int, int]]:
+        return [(host, host in self.shown_fast, self.no_segment.get(host, 0)) for host in sorted(self.table.hosts)]
+
+    # ---- TUN to UDP
+
+    def turn_outbound(self) -> None:
+        waiting: list[bytes] = []
+        to = size = total = 0
+
+        def flush() -> None:
+            nonlocal waiting, total
+            if waiting:
+                self.send_burst(waiting, size, to)
+            waiting, total = [], 0
+
+        for _ in range(TURNS):
+            try:
+                n = os.readv(self.tun, [self.read])
+            except BlockingIOError:
+                break
+            for wire, host in self.outbound(self.read[:n]):
+                if waiting and (host != to or len(wire) > size or total + len(wire) > DATAGRAM_MAX):
+                    flush()
+                if not waiting:
+                    to, size = host, len(wire)
+                waiting.append(wire)
+                total += len(wire)
+                if len(wire) < size or len(waiting) >= self.most(host):
+                    flush()
+        flush()
+
+    def most(self, host: int) -> int:
+        return segments.SEGMENTS_MAX if host in self.shown_fast else self.burst
+
+    def outbound(self, packet: bytes | memoryview) -> list[tuple[bytes, int]]:
+        """The datagrams for one packet of the TUN behind its virtio header, and the host that they go to."""
+        ip = bytearray(packet[VIRTIO.size :])
+        why, host = look_outbound(self.table, ip)
+        if why:
+            self.drop(why, ip)
+            return []
+        flags, kind, _, cut, start, offset = VIRTIO.unpack_from(packet)
+        kind &= ~GSO_ECN
+        ihl = (ip[0] & 15) * 4
+        if kind:
+            header = self.header(ip, ihl, kind)
+            if not header or not cut or len(ip) <= header or header + cut > DATAGRAM_MAX:
+                self.drop("tx-offload", ip)
+                return []
+            ip[8] -= 1
+            rows = segments.cut_up(ip, header, cut)
+            width = header + cut
+            flat = rows[:, :width].tobytes()
+            whole = len(ip) + header * (len(rows) - 1)
+            return [(flat[at : min(at + width, whole)], host) for at in range(0, whole, width)]
+        if flags & NEEDS_CSUM:  # the field holds the sum of the pseudo header: finish it
+            field = start + offset
+            if start < ihl or field + 2 > len(ip):
+                self.drop("tx-offload", ip)
+                return []
+            found = 0xFFFF ^ ones_sum(ip[start:])
+            ip[field : field + 2] = (found or (0xFFFF if ip[9] == segments.UDP else 0)).to_bytes(2)
+        lower_ttl(ip)
+        return [(bytes(ip), host)]
+
+    @staticmethod
+    def header(ip: bytearray, ihl: int, kind: int) -> int:
+        """Bytes of headers of a packet to cut, 0 when it is none."""
+        if kind == GSO_UDP_L4 and ip[9] == segments.UDP:
+            return ihl + 8
+        if kind == GSO_TCPV4 and ip[9] == segments.TCP and len(ip) >= ihl + 20 and ip[ihl + 12] >> 4 >= 5:
+            return ihl + (ip[ihl + 12] >> 4) * 4
+        return 0
+
+    def send_burst(self, wires: list[bytes], size: int, host: int) -> None:
+        """Datagrams of `size` bytes, the last may be shorter, in one system call where the kernel can."""
+        if len(wires) > 1 and self.segment and host not in self.no_segment:
+            control = [(socket.IPPROTO_UDP, outer.UDP_SEGMENT, size.to_bytes(2, sys.byteorder))]
+            self.count["tx-sends"] += 1
+            try:
+                sent = self.socket.sendmsg(wires, control, 0, (format_address(host.to_bytes(4)), self.port))
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.ENOBUFS):
+                    self.count["tx-queue-full"] += len(wires)
+                    return
+                # EMSGSIZE, EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware.
+                self.no_segment[host] = error.errno or 0
+                self.count["fallbacks"] += 1
+            else:
+                self.count["tx-packets"] += len(wires)
+                self.count["tx-bytes"] += sent
+                return
+        for wire in wires:
+            self.send(wire, host)
+
+    # ---- UDP to TUN
+
+    def turn_inbound(self) -> None:
+        for _ in range(RECEIVES):
+            got = outer.receive(self.socket, self.received)
+            if got is None:
+                return
+            n, size, sender = got
+            self.take(sender, self.received[:n], size)
+
+    def take(self, sender: int, data: memoryview, size: int) -> None:
+        for parts, count in self.merge(sender, data, size):
+            self.count["rx-writes"] += 1
+            try:
+                written = os.writev(self.tun, parts)
+            except OSError:
+                self.count["rx-refused"] += count
+                continue
+            self.count["rx-packets"] += count
+            self.count["rx-bytes"] += written - VIRTIO.size
+
+    def inbound(self, sender: int, datagram: bytes, size: int = 0) -> list[bytes]:
+        return [b"".join(parts) for parts, _ in self.merge(sender, memoryview(bytearray(datagram)), size)]
+
+    def merge(self, sender: int, data: memoryview, size: int) -> list[tuple[Parts, int]]:
+        """What the TUN is given for datagrams of `size` bytes each (0: a single one), as parts, and how many datagrams each is."""
+        if sender not in self.table.hosts:
+            self.count["rx-stranger"] += -(-len(data) // size) if size and len(data) else 1
+            return []
+        if 0 < size < len(data):
+            self.shown_fast.add(sender)
+        else:
+            size = len(data)
+        written: list[tuple[Parts, int]] = []
+        at = 0
+        while True:
+            first = data[at : at + size]
+            why, foreign = look_inbound(self.table, sender, first)
+            if why:
+                self.drop(why, bytearray(first))
+                at += len(first)
+            else:
+                rest = data[at:]
+                header = segments.mergeable(first, tcp=self.merge_tcp, udp=self.merge_udp) if len(rest) > size else 0
+                count = segments.run_length(rest, size, header) if header else 1
+                self.count["rx-foreign"] += count * foreign
+                written.append((self.join(rest[: count * size], size, header) if count > 1 else self.alone(first), count))
+                at += count * size
+            if at >= len(data):
+                return written
+
+    @staticmethod
+    def alone(ip: memoryview) -> Parts:
+        lower_ttl(ip)
+        return [PLAIN, ip]
+
+    @staticmethod
+    def join(data: memoryview, size: int, header: int) -> Parts:
+        """One packet of datagrams that belong together."""
+        bodies = [data[at + header : at + size] for at in range(0, len(data), size)]
+        total = header + sum(map(len, bodies))
+        tcp = data[9] == segments.TCP
+        head = VIRTIO.pack(NEEDS_CSUM, GSO_TCPV4 if tcp else GSO_UDP_L4, header, size - header, 20, 16 if tcp else 6)
+        last = data[(len(bodies) - 1) * size :]
+        return [head, segments.merged_header(data, header, total, last), *bodies]

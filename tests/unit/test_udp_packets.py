@@ -1,0 +1,396 @@
+"""The three data paths of the UDP mode say the same as the oracle, byte for byte, of every packet and every burst."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.oracles import udp as oracle
+
+from tweed.addr import Prefix
+from tweed.udp.naive import Naive
+from tweed.udp.packet import COUNTERS
+from tweed.udp.peers import Lookup, Table, peer
+
+np = pytest.importorskip("numpy")
+fast = pytest.importorskip("tweed.udp.fast")
+
+from tweed.udp.vector import Vector  # noqa: E402
+
+OWN = IPv4Network("10.244.1.0/24")
+PEERS = {IPv4Network("10.244.2.0/24"): IPv4Address("192.0.2.2"), IPv4Network("10.244.4.0/22"): IPv4Address("192.0.2.3")}
+SENDER = IPv4Address("192.0.2.2")
+HERE, THERE, ELSEWHERE, OUTSIDE = (IPv4Address(text) for text in ("10.244.1.7", "10.244.2.7", "10.244.5.9", "198.51.100.1"))
+
+
+def world(strict: bool = False) -> oracle.World:
+    return oracle.World(OWN, PEERS, strict)
+
+
+def packed(strict: bool = False) -> bytes:
+    peers = tuple(peer(Prefix.parse(str(subnet)), host.packed) for subnet, host in PEERS.items())
+    return Table(Prefix.parse(str(OWN)), peers, strict).pack()
+
+
+def make_fast(strict: bool = False) -> fast.Core:
+    core = fast.Core(-1, -1, True, True, True, 16, 8285)
+    core.set_table(packed(strict))
+    return core
+
+
+def make_vector(strict: bool = False) -> Vector:
+    vector = Vector(-1, None, 8285, segment=True, merge_tcp=True, merge_udp=True, burst=16)  # type: ignore[arg-type]
+    vector.set_table(packed(strict))
+    return vector
+
+
+def make_naive(strict: bool = False) -> Naive:
+    naive = Naive(-1, None, 8285)  # type: ignore[arg-type]
+    naive.set_table(packed(strict))
+    return naive
+
+
+def counted(path: fast.Core | Naive) -> dict[str, int]:
+    return {name: n for name, n in zip(COUNTERS, path.counters(), strict=True) if n}
+
+
+def drops(path: fast.Core | Naive) -> dict[str, int]:
+    return {name: n for name, n in counted(path).items() if name != "rx-foreign"}
+
+
+# ---- packets ----------------------------------------------------------------------------------------------------
+
+
+def header(source: IPv4Address, target: IPv4Address, proto: int, length: int, *, ttl: int = 64, number: int = 7, frag: int = 0x4000, tos: int = 0) -> bytes:
+    return oracle.with_header_sum(struct.pack("!BBHHHBBH4s4s", 0x45, tos, 20 + length, number, frag, ttl, proto, 0, source.packed, target.packed))
+
+
+def tcp(
+    source: IPv4Address, target: IPv4Address, body: bytes, *, seq: int = 1000, flags: int = oracle.ACK, ack: int = 5, options: bytes = b"", **ip: int
+) -> bytes:
+    h = struct.pack("!HHIIBBHHH", 1234, 80, seq % 2**32, ack, (5 + len(options) // 4) << 4, flags, 500, 0, 0) + options
+    return oracle.with_inner_sum(header(source, target, 6, len(h) + len(body), **ip) + h + body)
+
+
+def udp(source: IPv4Address, target: IPv4Address, body: bytes, *, ports: tuple[int, int] = (1234, 53), **ip: int) -> bytes:
+    h = struct.pack("!HHHH", *ports, 8 + len(body), 0)
+    return oracle.with_inner_sum(header(source, target, 17, 8 + len(body), **ip) + h + body)
+
+
+def partial(packet: bytes) -> bytes:
+    """As the kernel leaves it to a device that computes checksums: the field holds the pseudo header's sum."""
+    size, at = (packet[0] & 15) * 4, oracle.field_at(packet)
+    found = oracle.total(oracle.pseudo(packet, len(packet) - size))
+    return packet[:at] + struct.pack("!H", found) + packet[at + 2 :]
+
+
+def virtio(packet: bytes, kind: int = 0, cut: int = 0) -> bytes:
+    size = (packet[0] & 15) * 4
+    return struct.pack(oracle.VIRTIO, 1, kind, size, cut, size, 16 if packet[9] == 6 else 6) + partial(packet)
+
+
+bodies = st.builds(lambda n, seed: random.Random(seed).randbytes(n), st.integers(1, 4000), st.integers(0, 9))
+option_bytes = st.sampled_from([b"", b"\1\1\x08\x0a" + bytes(8), bytes(40)])
+ttls = st.sampled_from([0, 1, 2, 64, 255])
+
+
+@st.composite
+def tun_packets(draw: st.DrawFn) -> bytes:
+    target = draw(st.sampled_from([THERE, ELSEWHERE, OUTSIDE, THERE]))
+    common = {
+        "ttl": draw(ttls),
+        "number": draw(st.sampled_from([0, 65535, 65500])),
+        "frag": draw(st.sampled_from([0, 0x4000])),
+        "tos": draw(st.integers(0, 3)),
+    }
+    if draw(st.booleans()):
+        flags = draw(st.integers(0, 255))
+        packet = tcp(HERE, target, draw(bodies), seq=draw(st.sampled_from([1, 2**32 - 100])), flags=flags, options=draw(option_bytes), **common)
+        kind = draw(st.sampled_from([0, 1, 0x81]))
+    else:
+        packet = udp(HERE, target, draw(bodies), **common)
+        kind = draw(st.sampled_from([0, 5]))
+    return virtio(packet, kind, draw(st.integers(1, 1500)) if kind else 0)
+
+
+def burst(draw: st.DrawFn) -> list[bytes]:
+    """Datagrams as one peer's connection sends them, nearly: each rule that keeps them apart is broken at times."""
+    n, size, at, seq = draw(st.integers(1, 12)), draw(st.integers(1, 200)), 0, draw(st.sampled_from([1, 2**32 - 150]))
+    options, frag, number = draw(option_bytes), draw(st.sampled_from([0, 0x4000])), draw(st.integers(65530, 65535))
+    whole = draw(st.booleans())
+    found = []
+    for i in range(n):
+        last = i == n - 1
+        body = random.Random(i).randbytes(draw(st.integers(1, size)) if last else size)
+        odd = "" if whole else draw(st.sampled_from(["", "", "", "psh", "seq", "ack", "id", "tos", "ttl", "sum", "zero", "source", "syn", "fragment"]))
+        ip = {"number": (number + i + (odd == "id")) % 65536, "frag": 0x2000 if odd == "fragment" else frag, "tos": 2 * (odd == "tos")}
+        ip["ttl"] = 1 if odd == "ttl" and i % 2 else 9 if odd == "ttl" else 64
+        source = draw(st.sampled_from([ELSEWHERE, OUTSIDE, HERE, IPv4Address("127.0.0.1")])) if odd == "source" else THERE
+        control = oracle.ACK | (oracle.PSH if odd == "psh" or last else 0) | (2 if odd == "syn" else 0)
+        if at % 2 == 0 and options != bytes(40):
+            packet = tcp(source, HERE, body, seq=seq + i * size + (odd == "seq"), flags=control, ack=5 + (odd == "ack"), options=options, **ip)
+        else:
+            packet = udp(source, HERE, body + bytes(12 + len(options)) if not last else body, **ip)
+        if odd == "sum":
+            packet = packet[:-1] + bytes([packet[-1] ^ 0x55])
+        if odd == "zero" and packet[9] == 17:
+            packet = packet[:26] + bytes(2) + packet[28:]
+        found.append(packet)
+    return found
+
+
+bursts = st.composite(burst)()
+
+
+def equal_sizes(datagrams: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """Those at the beginning that the kernel would deliver together: one size, the last may be shorter."""
+    size, taken = len(datagrams[0]), []
+    for datagram in datagrams:
+        if len(datagram) > size:
+            break
+        taken.append(datagram)
+        if len(datagram) < size:
+            break
+    return taken, size
+
+
+# ---- TUN to UDP -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None)
+@given(tun_packets())
+def test_outbound_is_the_oracles_byte_for_byte(packet: bytes) -> None:
+    core, vector = make_fast(), make_vector()
+    wanted = oracle.outbound(world(), packet)
+    sent = core.outbound(packet)
+    assert [wire for wire, _ in vector.outbound(packet)] == sent
+    if isinstance(wanted, str):
+        assert sent == []
+        assert drops(core) == drops(vector) == {wanted: 1}
+        assert core.events() == vector.events() == ([(wanted, packet[10:78])] if wanted in ("tx-ttl", "tx-no-peer") else [])
+    else:
+        assert sent == wanted
+        assert all(map(oracle.sums_are_right, sent))
+        assert counted(core) == counted(vector) == {}
+
+
+@pytest.mark.parametrize("size", [1449, 62480, 65535 - 40])
+@pytest.mark.parametrize("cut", [1, 536, 1432])
+def test_the_longest_packets_are_cut_alike(size: int, cut: int) -> None:
+    packet = virtio(tcp(HERE, THERE, random.Random(size).randbytes(size), flags=0xFF), 1, cut)
+    wanted = oracle.outbound(world(), packet)
+    assert make_fast().outbound(packet) == wanted == [wire for wire, _ in make_vector().outbound(packet)]
+
+
+@pytest.mark.parametrize("cut", range(len(virtio(udp(HERE, THERE, b"x"))) + 1))
+def test_cut_short_packets_of_the_tun(cut: int) -> None:
+    packet = virtio(udp(HERE, THERE, b"x"))[:cut]
+    wanted = oracle.outbound(world(), packet)
+    core, vector = make_fast(), make_vector()
+    if isinstance(wanted, str):
+        assert core.outbound(packet) == []
+        assert vector.outbound(packet) == []
+        assert drops(core) == drops(vector) == {wanted: 1}
+    else:
+        assert core.outbound(packet) == wanted
+
+
+def test_naive_sends_what_the_others_send_of_a_packet_without_offloads() -> None:
+    packet = udp(HERE, THERE, b"hello")
+    plain = bytes(10) + packet
+    assert make_naive().outbound(packet) == [(one, int(SENDER)) for one in make_fast().outbound(plain)]
+
+
+def test_zero_is_sent_as_its_complement_by_udp_only() -> None:
+    for make, number in ((udp, 17), (tcp, 6)):
+        field = 26 if number == 17 else 36
+        body = bytearray(4)
+        packet = make(HERE, THERE, bytes(body))
+        body[2:4] = packet[field : field + 2]  # the sum is then 0xffff, its complement 0
+        packet = make(HERE, THERE, bytes(body))
+        found = make_fast().outbound(virtio(packet))[0]
+        assert found[field : field + 2] == (b"\xff\xff" if number == 17 else b"\0\0")
+        assert make_vector().outbound(virtio(packet))[0][0] == found
+
+
+# ---- UDP to TUN -------------------------------------------------------------------------------------------------
+
+
+def check_inbound(datagrams: list[bytes], size: int, strict: bool, sender: IPv4Address = SENDER) -> list[bytes]:
+    core, vector, naive = make_fast(strict), make_vector(strict), make_naive(strict)
+    data = b"".join(datagrams)
+    given = core.inbound(int(sender), data, size)
+    assert vector.inbound(int(sender), data, size) == given
+    wanted, why = oracle.inbound(world(strict), sender, datagrams)
+    assert given == wanted
+    assert drops(core) == drops(vector) == dict(Counter(why))
+    assert core.events() == vector.events()
+    assert counted(core) == counted(vector)
+    alone = [packet for datagram in datagrams for packet in naive.inbound(int(sender), datagram)]
+    assert drops(naive) == dict(Counter(why))
+    assert sum(len(p) for p in alone) >= sum(len(p) - 10 for p in given)
+    return given
+
+
+@settings(max_examples=250, deadline=None)
+@given(bursts, st.booleans())
+def test_inbound_is_the_oracles_byte_for_byte(datagrams: list[bytes], strict: bool) -> None:
+    check_inbound(*equal_sizes(datagrams), strict)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=70), min_size=1, max_size=4), st.booleans())
+def test_inbound_of_noise(datagrams: list[bytes], strict: bool) -> None:
+    check_inbound(*equal_sizes(datagrams), strict)
+
+
+@settings(max_examples=100, deadline=None)
+@given(bursts, st.data())
+def test_a_merged_packet_is_cut_into_what_it_was_made_of(datagrams: list[bytes], data: st.DataObject) -> None:
+    """The other way round: merged on arrival and cut by the oracle, every packet has lost two hops and nothing else."""
+    datagrams, size = equal_sizes(datagrams)
+    back = oracle.World(IPv4Network("10.244.2.0/24"), {OWN: IPv4Address("192.0.2.1")})
+    for merged in make_fast().inbound(int(SENDER), b"".join(datagrams), size):
+        cut = oracle.outbound(back, merged)
+        assert isinstance(cut, list)
+        for packet in cut:
+            assert packet[20:] in [d[20:] for d in datagrams]
+
+
+def test_a_long_burst_becomes_one_packet() -> None:
+    body = bytes(range(200)) * 7
+    datagrams = [tcp(THERE, HERE, body, seq=1000 + i * len(body), flags=oracle.ACK | (oracle.PSH if i == 43 else 0)) for i in range(44)]
+    given = check_inbound(datagrams, len(datagrams[0]), False)
+    assert len(given) == 1
+    assert given[0][:2] == bytes([1, 1])
+    datagrams = [udp(THERE, HERE, b"x" * 64, number=i) for i in range(70)]
+    assert [len(given) for given in check_inbound(datagrams, 92, False)] == [10 + 28 + 64 * 64, 10 + 28 + 6 * 64]
+
+
+def test_a_wrong_checksum_is_passed_on_for_the_receiver_to_see_and_never_trusted() -> None:
+    datagrams = [tcp(THERE, HERE, b"x" * 100, seq=1 + 100 * i) for i in range(3)]
+    datagrams[1] = datagrams[1][:-1] + b"y"
+    given = check_inbound(datagrams, 140, False)
+    assert [packet[0] for packet in given] == [0, 0, 0]
+    assert [oracle.sums_are_right(packet[10:]) for packet in given] == [True, False, True]
+
+
+def test_a_udp_packet_without_checksum_passes_unchanged_and_alone() -> None:
+    bare = [packet[:26] + bytes(2) + packet[28:] for packet in [udp(THERE, HERE, b"x" * 50)] * 3]
+    given = check_inbound(bare, 78, False)
+    assert [packet[10 + 20 :] for packet in given] == [packet[20:] for packet in bare]
+
+
+# ---- hostile datagrams ------------------------------------------------------------------------------------------
+
+GOOD = udp(THERE, HERE, b"hello")
+BAD: list[tuple[str, bytes]] = [
+    ("rx-short", b""),
+    ("rx-short", GOOD[:19]),
+    ("rx-version", b"\x65" + GOOD[1:]),
+    ("rx-length", b"\x44" + GOOD[1:]),
+    ("rx-length", b"\x4f" + GOOD[1:]),
+    ("rx-length", GOOD[:-1]),
+    ("rx-length", GOOD + b"\0"),
+    ("rx-header-checksum", GOOD[:1] + b"\1" + GOOD[2:]),
+    *(("rx-source-martian", udp(IPv4Address(a), HERE, b"x")) for a in ("127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0", "240.0.0.1")),
+    ("rx-source-spoofed", udp(ELSEWHERE, HERE, b"x")),
+    ("rx-source-spoofed", udp(HERE, HERE, b"x")),
+    *(("rx-destination", udp(THERE, IPv4Address(a), b"x")) for a in ("10.244.2.9", "192.0.2.1", "127.0.0.1", "224.0.0.1", "255.255.255.255")),
+    ("rx-ttl", udp(THERE, HERE, b"x", ttl=1)),
+]
+
+
+@pytest.mark.parametrize(("why", "datagram"), BAD)
+@pytest.mark.parametrize("make", [make_fast, make_vector, make_naive])
+def test_hostile_datagrams_are_dropped_for_a_reason(make: Callable[[], fast.Core | Naive], why: str, datagram: bytes) -> None:
+    path = make()
+    assert (path.inbound(int(SENDER), datagram) if isinstance(path, Naive) else path.inbound(int(SENDER), datagram, 0)) == []
+    assert counted(path) == {why: 1}
+    assert make_naive().inbound(int(SENDER), GOOD) != []
+
+
+@pytest.mark.parametrize("make", [make_fast, make_vector, make_naive])
+def test_strangers_are_not_heard(make: Callable[[], fast.Core | Naive]) -> None:
+    path = make()
+    stranger = int(IPv4Address("192.0.2.99"))
+    assert (path.inbound(stranger, GOOD) if isinstance(path, Naive) else path.inbound(stranger, GOOD, 0)) == []
+    assert counted(path) == {"rx-stranger": 1}
+
+
+def test_a_source_in_nobodys_subnet_passes_counted_unless_strict() -> None:
+    packet = udp(OUTSIDE, HERE, b"x")
+    core = make_fast()
+    assert len(core.inbound(int(SENDER), packet, 0)) == 1
+    assert counted(core) == {"rx-foreign": 1}
+    assert check_inbound([packet], len(packet), True) == []
+
+
+def test_a_hundred_thousand_random_datagrams() -> None:
+    """Bytes that were never a packet, and packets with a few bytes changed; C agrees with the plain path on each."""
+    chance = random.Random(6)
+    core, naive, lengths = make_fast(), make_naive(), Counter[str]()
+    for i in range(100_000):
+        if i % 2:
+            datagram = chance.randbytes(chance.randrange(100))
+        else:
+            changed = bytearray(GOOD)
+            for _ in range(chance.randrange(3)):
+                changed[chance.randrange(len(changed))] = chance.randrange(256)
+            datagram = bytes(changed)
+        given = core.inbound(int(SENDER), datagram, 0)
+        assert [packet[10:] for packet in given] == naive.inbound(int(SENDER), datagram)
+        lengths["given" if given else "dropped"] += 1
+    assert counted(core) == counted(naive)
+    assert lengths["dropped"] > 50_000 > lengths["given"] > 1000
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 400))
+def test_random_bursts_and_tun_packets(data: bytes, size: int) -> None:
+    core, vector = make_fast(), make_vector()
+    assert core.inbound(int(SENDER), data, size) == vector.inbound(int(SENDER), data, size)
+    assert core.outbound(data) == [wire for wire, _ in vector.outbound(data)]
+    assert counted(core) == counted(vector)
+
+
+# ---- the table --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sets(st.integers(0, 255), max_size=20), st.integers(0, 2**32 - 1))
+def test_looking_up_is_trying_all(thirds: set[int], address: int) -> None:
+    subnets = {IPv4Network((10 << 24 | third << 8, 24)): IPv4Address(3000 + third % 3) for third in thirds}
+    table = Table(Prefix.parse("10.255.0.0/24"), tuple(peer(Prefix.parse(str(s)), h.packed) for s, h in subnets.items()))
+    for tried in (address, 10 << 24 | address & 0xFFFF):
+        wanted = oracle.World(OWN, subnets).host(IPv4Address(tried))
+        assert Lookup(table.pack()).host(tried) == (None if wanted is None else int(wanted))
+    core = fast.Core(-1, -1, True, True, True, 16, 8285)
+    core.set_table(table.pack())
+    assert [address for address, _, _ in core.hosts()] == sorted(Lookup(table.pack()).hosts)
+
+
+def test_the_counters_of_c_are_those_of_python() -> None:
+    assert fast.COUNTERS == COUNTERS
+
+
+@pytest.mark.parametrize("packed", [b"", bytes(11), bytes(13), bytes(25)])
+def test_what_is_no_table_is_refused(packed: bytes) -> None:
+    for path in (make_fast(), make_naive()):
+        with pytest.raises(ValueError, match="a table is 12 bytes"):
+            path.set_table(packed)
+
+
+def test_a_new_table_keeps_what_is_known_of_hosts() -> None:
+    core = make_fast()
+    core.inbound(int(SENDER), GOOD * 2, len(GOOD))
+    core.set_table(packed())
+    assert core.hosts() == [(int(SENDER), 1, 0), (int(IPv4Address("192.0.2.3")), 0, 0)]
+    core.set_table(bytes(12))
+    assert core.hosts() == []
