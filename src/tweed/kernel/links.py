@@ -129,10 +129,10 @@ def set_link(
         nl.request(wire.set_hairpin(new_name or name, hairpin), f"bridge link set dev {new_name or name} hairpin {'on' if hairpin else 'off'}")
 
 
-def set_queue(nl: Netlink, name: str, *, gso_max_segs: int, length: int) -> None:
-    """At most `gso_max_segs` segments in a packet that is given to the device whole; `length` packets may wait for it."""
-    operation = f"ip link set {name} txqueuelen {length} gso_max_segs {gso_max_segs}"
-    nl.request(wire.set_queue(index_of(nl, name, operation), gso_max_segs=gso_max_segs, length=length), operation)
+def set_queue(nl: Netlink, name: str, length: int) -> None:
+    """`length` packets may wait for the device."""
+    operation = f"ip link set {name} txqueuelen {length}"
+    nl.request(wire.set_queue(index_of(nl, name, operation), length), operation)
 
 
 def change_vtep(nl: Netlink, name: str, *, local: bytes | None = None, underlay: str | None = None, learning: bool | None = None) -> None:

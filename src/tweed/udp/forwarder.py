@@ -26,7 +26,6 @@ from tweed.udp.peers import Lookup
 
 BURST = 16  # flannel leaves its receive buffer as the kernel makes it, and two long bursts overrun that
 QUEUE = 1000  # packets; a TUN's own 500 is less than a window of bursts
-SEGMENTS_MAX, DATAGRAM_MAX = 64, 65507
 
 
 class Path(Protocol):
@@ -86,7 +85,7 @@ def open_bursts(task: Task, name: str, opened: socket.socket, notes: list[str]) 
     offloads["tun-uso"] = offloads["tun-tso"] or tun.turn_on(descriptor, tcp | tun.F_USO4 | tun.F_USO6)
     if offloads["tun-tso"]:
         offloads["tun-checksum"] = tun.turn_on(descriptor, checksum)
-    tune(task.device, offloads)
+    lengthen_queue(task.device, offloads)
     segment, merge_tcp, merge_udp = (not offloads[key] for key in ("udp-segment", "tun-tso", "tun-uso"))
     path: Path
     if name == "fast":
@@ -96,13 +95,11 @@ def open_bursts(task: Task, name: str, opened: socket.socket, notes: list[str]) 
     return Opened(path, name, opened, offloads, notes)
 
 
-def tune(device: str, offloads: dict[str, str]) -> None:
-    """A long packet of the TUN shall be one send: not more segments than that takes."""
+def lengthen_queue(device: str, offloads: dict[str, str]) -> None:
+    # Not gso_max_segs too: a pod behind a bridge does not know of it, and the kernel cuts packets that have more one by one.
     with Netlink() as netlink:
-        link = links.link(netlink, device)
-        segments = min(SEGMENTS_MAX, DATAGRAM_MAX // (link.mtu if link is not None else 1472))
         try:
-            links.set_queue(netlink, device, gso_max_segs=segments, length=QUEUE)
+            links.set_queue(netlink, device, QUEUE)
         except KernelError as error:
             offloads["tun-queue"] = error.text
 

@@ -34,7 +34,7 @@ IFF_UP, IFF_RUNNING, IFF_PROMISC = 0x1, 0x40, 0x100
 RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 20, 26, 27, 28, 29, 37
-IFLA_TXQLEN, IFLA_GSO_MAX_SEGS = 13, 40
+IFLA_TXQLEN = 13
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
@@ -189,9 +189,9 @@ def set_link(
     return message(RTM_NEWLINK, 0, body(index, wanted, change), *parts)
 
 
-def set_queue(index: int, *, gso_max_segs: int, length: int) -> bytes:
-    """How many segments a packet may have that the device cuts (or passes on), and how many packets wait for it."""
-    return message(RTM_NEWLINK, 0, body(index), u32(IFLA_GSO_MAX_SEGS, gso_max_segs), u32(IFLA_TXQLEN, length))
+def set_queue(index: int, length: int) -> bytes:
+    """How many packets may wait for the device."""
+    return message(RTM_NEWLINK, 0, body(index), u32(IFLA_TXQLEN, length))
 
 
 def set_hairpin(device: str | int, on: bool) -> bytes:
