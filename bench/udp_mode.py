@@ -30,7 +30,14 @@ NODES = {"a": ("192.0.2.1", "10.244.1.0"), "b": ("192.0.2.2", "10.244.2.0")}
 PODS = {"a": "10.244.1.5", "b": "10.244.2.5"}
 OTHER = {"a": "b", "b": "a"}
 # Which path on either node: the peer is the same, or a plain one.
-PAIRS = {"stand-in": "plain plain", "fast": "fast fast", "numpy": "numpy numpy", "naive": "naive naive", "fast to plain": "fast plain", "plain to fast": "plain fast"}
+PAIRS = {
+    "stand-in": "plain plain",
+    "fast": "fast fast",
+    "numpy": "numpy numpy",
+    "naive": "naive naive",
+    "fast to plain": "fast plain",
+    "plain to fast": "plain fast",
+}
 Figures = dict[str, float]
 
 
@@ -158,7 +165,9 @@ def main() -> None:
         for number in range(given.rounds):
             for name in given.only:
                 results[name].append(pair.figures(PAIRS[name], given.seconds))
-                print(f"round {number + 1}, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in results[name][-1].items()), file=sys.stderr, flush=True)
+                print(
+                    f"round {number + 1}, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in results[name][-1].items()), file=sys.stderr, flush=True
+                )
         show(results)
 
 

@@ -79,7 +79,7 @@ RULES = {
     "bpf": Rule((), ()),
     "kernel": Rule((*VALUES, *PURE, "kernel", "bpf")),
     "stores": Rule((*VALUES, *PURE, "stores", "kernel.inotify")),
-    "agent": Rule((*LOWER, "agent")),
+    "agent": Rule((*LOWER, "agent", "udp.control", "udp.peers", "udp.packet")),
     "lab": Rule((*LOWER, "lab", "agent")),
     "trace": Rule((*LOWER, "trace")),
     "doctor": Rule((*LOWER, "doctor")),

@@ -27,6 +27,7 @@ from tweed.agent.dataplane import LOG_ROWS, Dataplane, Report
 from tweed.agent.ears import Ears
 from tweed.agent.exclusive import Exclusive
 from tweed.agent.firewall import Firewall
+from tweed.agent.forwarding import Forwarding
 from tweed.agent.leftovers import Leftovers, as_problem
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
@@ -37,7 +38,7 @@ from tweed.config import Settings
 from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
 from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
-from tweed.model import Endpoint, Lease, Owner
+from tweed.model import Endpoint, Lease, Owner, Tun
 from tweed.plan.attachment import BRIDGE, NodeNetwork
 from tweed.plan.backend import Backend, backend, check_supported, refused
 from tweed.plan.docker import pods_subnet
@@ -101,6 +102,7 @@ class Agent:
         self.macs = MacWatch()
         self.exclusive = Exclusive()
         self.ears = Ears(self.dataplane, self.look_again)
+        self.forwarding = Forwarding(settings, self.look_again)
         self.told: set[str] = set()
         self.talk: asyncio.Task[bool] | None = None
         self.waiting_since: float | None = None
@@ -290,7 +292,7 @@ class Agent:
         files.remove_stale_devices(self.netlink, self.notes, keep=ours)
         self.notes.add("devices", ours)
         self.notes.add("networks", (str(n) for n in self.network.networks))
-        self.notes.add("files", [str(self.settings.subnet_file.absolute())])
+        self.notes.add("files", [str(self.settings.subnet_file.absolute()), *(self.forwarding.files if self.network.backend == "udp" else ())])
         self._write_subnet_file()
         self.attachments.settle([endpoint.subnet for endpoint in self.lease().endpoints], self.network.networks)
         self.spool.replay(self.attachments)
@@ -387,6 +389,7 @@ class Agent:
         """One turn: screen, mend, publish, and remember how it went."""
         try:
             report = await self._mend(reasons)
+            await self._forward()
             self._tell_store(look=bool(reasons & {"tick", "resume"}))
         except KernelError as error:  # a device that went between two questions, an answer that was lost
             report = Report(device_failures={"kernel": str(error)})
@@ -466,6 +469,12 @@ class Agent:
         services = self.settings.store == "kube" or any("/" in pod.pod for pod in self.attachments.list())
         self.needs = list(needs.problems(self.site.families, services=services))
         return await self._firewall(report)
+
+    async def _forward(self) -> None:
+        """In the UDP mode: have the process that forwards, and let it know the peers."""
+        assert self.network is not None
+        device = next((d for d in self.dataplane.backend.devices if isinstance(d, Tun)), None)
+        await self.forwarding.follow(self.network, device, self.lease(), self.dataplane.peers.values())
 
     async def _firewall(self, report: Report) -> Report:
         await self.masquerade()
@@ -598,7 +607,15 @@ class Agent:
 
     def all_problems(self) -> list[Problem]:
         refusals = refused(self.dataplane.backend, self.dataplane.peers, self.dataplane.reaches)
-        found = [*self.problems.values(), *refusals, *self.bridge_problems, *self.needs, *self.firewall.problems, *self.screened.problems]
+        found = [
+            *self.problems.values(),
+            *refusals,
+            *self.forwarding.problems,
+            *self.bridge_problems,
+            *self.needs,
+            *self.firewall.problems,
+            *self.screened.problems,
+        ]
         if self.underlay is not None and self.underlay.doubt:
             found.append(Problem("shared-address", self.underlay.device, self.underlay.doubt))
         found += as_problem(self.leftovers())

@@ -79,9 +79,11 @@ class Api:
     async def get_metrics(self, _: web.Request) -> web.Response:
         from tweed.agent import metrics  # 2 MB that only a node which is scraped needs
 
+        await self.agent.forwarding.look()
         return web.Response(body=metrics.text(self.agent), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def get_status(self, _: web.Request) -> web.Response:
+        await self.agent.forwarding.look()
         return json(document(self.agent))
 
     async def pause(self, _: web.Request) -> web.Response:

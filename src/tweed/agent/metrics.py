@@ -10,6 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from tweed.udp.packet import DROPPED
+
 if TYPE_CHECKING:
     from tweed.agent.agent import Agent
 
@@ -48,6 +50,15 @@ class AgentCollector(Collector):
             ("tweed_lease_changes", "notices of changes from the store", agent.lease_changes),
         ):
             yield CounterMetricFamily(name, text, value=float(count))
+        if (forwarder := agent.forwarding.report) is not None:
+            carried = CounterMetricFamily(
+                "tweed_udp", "what the forwarding process of the UDP mode has carried, in packets, bytes or system calls", labels=["what"]
+            )
+            dropped = CounterMetricFamily("tweed_udp_drops", "packets that it has dropped, by reason", labels=["reason"])
+            for name, count in forwarder.counters.items():
+                (dropped if name in DROPPED else carried).add_metric([name], count)
+            yield from (carried, dropped)
+            yield CounterMetricFamily("tweed_udp_starts", "times that this agent has started it", value=float(agent.forwarding.starts))
         problems = GaugeMetricFamily("tweed_problems", "things that an operator should know, by kind; see tweed status", labels=["id"])
         for kind, count in sorted(Counter(problem.id for problem in agent.all_problems()).items()):
             problems.add_metric([kind], count)

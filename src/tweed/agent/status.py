@@ -70,6 +70,7 @@ def document(agent: Agent) -> dict[str, Any]:
             }
             for v in agent.dataplane.backend.devices
         ],
+        "forwarding": _forwarding(agent),
         "peers": _peers(agent),
         "problems": [{"id": p.id, "subject": p.subject, "text": p.text} for p in agent.all_problems()],
         "failures": [{"command": str(f.change), "errno": f.errno, "text": f.text} for f in report.failures]
@@ -85,6 +86,24 @@ def document(agent: Agent) -> dict[str, Any]:
         "firewall": agent.firewall.status(),
         "pods": len(agent.attachments.list()),
         "attachments": [as_json(attachment) for attachment in agent.attachments.list()],
+    }
+
+
+def _forwarding(agent: Agent) -> dict[str, Any] | None:
+    """The process of the UDP mode, null without one."""
+    report = agent.forwarding.report
+    if report is None:
+        return None
+    return {
+        "pid": report.pid,
+        "data_path": report.data_path,
+        "starts": agent.forwarding.starts,
+        "offloads": {name: why or "on" for name, why in report.offloads.items()},
+        "notes": list(report.notes),
+        "mtu": "outer packets have no DF: a router with a smaller MTU cuts them, and the peer's kernel puts them together",
+        "fast_peers": report.fast_peers,
+        "segmenting_off": {host: os.strerror(code) for host, code in report.segmenting_off.items()},
+        "counters": report.counters,
     }
 
 

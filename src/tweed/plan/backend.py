@@ -22,7 +22,7 @@ from tweed.plan.screen import Problem
 from tweed.plan.underlay import Underlay
 from tweed.wire.flannel import Network
 
-SUPPORTED = ("vxlan", "host-gw")
+SUPPORTED = ("vxlan", "host-gw", "udp")
 SCOPE_LINK = 253
 
 

@@ -3,6 +3,6 @@
 peers       who has which subnet, as the forwarding process needs it
 packet      what is checked of one packet, and why it is dropped; icmp: what the sender is told
 naive       one packet per system call      vector   bursts, in numpy      fast   the same in C (native/)
-tun, outer  the two descriptors, and which offloads the kernel grants
+outer       the UDP socket (the TUN is kernel.tun), and which offloads the kernel grants
 forwarder   the process      control   what the agent says to it, and hears
 """

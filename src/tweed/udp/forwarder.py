@@ -16,9 +16,9 @@ import msgspec
 
 from tweed.addr import format_address, parse_address
 from tweed.errors import KernelError, TweedError
-from tweed.kernel import links
+from tweed.kernel import links, tun
 from tweed.kernel.netlink import Netlink
-from tweed.udp import icmp, outer, tun
+from tweed.udp import icmp, outer
 from tweed.udp.control import LONGEST, Report, Request, Task
 from tweed.udp.naive import Naive
 from tweed.udp.packet import COUNTERS

@@ -15,6 +15,7 @@ from tweed.errors import UsageError
 from tweed.model import Endpoint, Lease, subnet_key
 from tweed.wire.gojson import field, lower_keys, read_object, shown
 
+DATA_PATHS = ("auto", "fast", "numpy", "naive")
 BACKENDS = ("vxlan", "udp", "host-gw", "wireguard", "ipip", "ipsec", "extension", "alloc", "tencent-vpc")
 PORTS = {"vxlan": 8472, "udp": 8285}
 VNI_MAX = (1 << 24) - 1  # RFC 7348 section 5
@@ -67,6 +68,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     learning: bool = False
     gbp: bool = False
     direct_routing: bool = False
+    data_path: str = "auto"
+    strict_source: bool = False
     raw: dict[str, Any] = {}
 
     def range(self, family: int) -> Range | None:
@@ -190,6 +193,11 @@ def _backend(fields: dict[str, Any], enable_ipv4: bool, enable_ipv6: bool) -> di
         options: dict[str, Any] = {"backend": kind, "backend_given": given, "raw": raw}
         if kind in PORTS:
             options["port"] = _number(raw, "Port", 0, 65535) or PORTS[kind]
+        if kind == "udp":
+            options["data_path"] = field(raw, "DataPath", str, "auto").lower()
+            if options["data_path"] not in DATA_PATHS:
+                raise ValueError(f"DataPath {shown(options['data_path'])}: use {', '.join(DATA_PATHS)}")
+            options["strict_source"] = field(raw, "StrictSource", bool, False)
         if kind == "vxlan":
             options["vni"] = _number(raw, "VNI", 1, VNI_MAX, default=1)
             options["mtu"] = _number(raw, "MTU", 0, 65535)
