@@ -62,6 +62,13 @@ class Dataplane:
     def _rows(self, leases: Iterable[Lease]) -> KernelState:
         return lease_rows(leases, self.backend.tunnels, self.reaches)
 
+    def _ways(self, routes: tuple[Route, ...]) -> tuple[Route, ...]:
+        """The routes that lead to peers. A TUN's one route for all stands for one to each, and this node's own subnet is none of them."""
+        names = [device.name for device in self.backend.devices if isinstance(device, Tun)]
+        if not names:
+            return routes
+        return tuple(Route(e.subnet, name) for name in names for lease in self.peers.values() for e in lease.endpoints if e.subnet.family == 4)
+
     def _look_for(self, leases: Iterable[Lease]) -> dict[bytes, Reach]:
         """How each peer's host is reached now, in the kernel's own judgement; asked only where it decides something."""
         if not self.backend.direct:
@@ -91,7 +98,14 @@ class Dataplane:
             changes = confirmed(changes, diff(want, self._have(usable).ours))
         done, failures = self._apply(changes, found.ours)
         report = Report(
-            steps, done, failures, broken, tuple(shadows(found.foreign, want.routes)), found.foreign, time.monotonic() - started, time.process_time() - cpu
+            steps,
+            done,
+            failures,
+            broken,
+            tuple(shadows(found.foreign, self._ways(want.routes))),
+            found.foreign,
+            time.monotonic() - started,
+            time.process_time() - cpu,
         )
         _say(report)
         return report
@@ -142,6 +156,7 @@ class Dataplane:
         match step:
             case Create(Tun(name=name)):
                 tun.create(name)
+                links.set_link(self.netlink, name, addrgenmode="none")  # IPv4 only: no link-local address, no router solicitations
             case Create(Vtep() as vtep):
                 links.create_vtep(self.netlink, vtep)
                 _set(f"net.ipv6.conf.{vtep.name}.accept_ra", "0")
