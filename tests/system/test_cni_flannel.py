@@ -208,6 +208,19 @@ def test_a_node_taken_over_from_flannel(node, boxes):
     assert {pod["container_id"] for pod in call(node.socket, "GET", "/v1/attachments")} == {"new"}
 
 
+def test_a_node_given_back_to_flannel(node, boxes):
+    """Our containers stay; host-local gives nobody their addresses."""
+    runtime = drop_in(node)
+    ours = runtime.add(conflist(SHIPPED), "ours", boxes[0].path)
+    config = generated(node, SHIPPED) | {"ipMasq": False}
+    done = node.tweed("cleanup", "--to-flannel", *node.flags)
+    assert done.returncode == 0 and "left 1 containers attached; their 2 addresses" in done.stdout, done.stdout + done.stderr
+    node.end()
+    theirs = Runtime(node).add({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [config]}, "theirs", boxes[1].path)
+    assert not {ip["address"] for ip in ours["ips"]} & {ip["address"] for ip in theirs["ips"]}
+    assert not ping([(boxes[1].name, ours["ips"][0]["address"].partition("/")[0])])
+
+
 def test_a_plugin_of_flannels_is_kept_and_brought_back(node):
     directory = node.directory / "opt"
     directory.mkdir()

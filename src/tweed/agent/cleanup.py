@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tweed.addr import Prefix
-from tweed.agent import files
+from tweed.agent import files, host_local
 from tweed.agent.attachments import Attachments
 from tweed.agent.client import AgentError, call
 from tweed.agent.firewall import undo_firewall
@@ -72,12 +72,13 @@ def give_back(settings: Settings) -> Iterator[str]:
     yield from _end_agent(settings)
     with lock(settings), Netlink() as netlink:
         notes = files.Notes(settings.state_dir / "notes.json")
-        attached = len(Attachments(settings.state_dir / "attachments.json", netlink).list())
+        attached = Attachments(settings.state_dir / "attachments.json", netlink).list()
         yield from hand_over(settings, notes, netlink, network)
         for name in notes.noted.devices:
             yield f"left {name} as it is"
         if attached:
-            yield f"left {attached} containers attached"
+            count = host_local.hand_over(settings.host_local, attached)
+            yield f"left {len(attached)} containers attached; their {count} addresses are in {settings.host_local}, so that host-local gives them to nobody"
         _forget(settings, notes)
     _leave(settings)
 

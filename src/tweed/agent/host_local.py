@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tweed.addr import Prefix, parse_address
+from tweed.addr import Prefix, format_address, parse_address
 from tweed.errors import KernelError
 from tweed.kernel import links, netns, tables
 from tweed.kernel.netlink import Netlink
+from tweed.plan.attachment import Attachment
 
 YOUNG_S = 60.0  # a file may be there before its container has the address
 
@@ -49,6 +50,21 @@ def holdings(directory: Path) -> Iterator[Holding]:
                 for entry in os.scandir(network.path):
                     with contextlib.suppress(ValueError):  # its lock, and the address given out last
                         yield Holding(Path(entry.path), parse_address(entry.name))
+
+
+def hand_over(directory: Path, attachments: Iterable[Attachment]) -> int:
+    """Write down for host-local which addresses containers of ours have that stay, so that it gives them to nobody. Returns how many.
+
+    Raises OSError.
+    """
+    count = 0
+    for attachment in attachments:
+        for prefix in attachment.addresses:
+            path = directory / (attachment.network or "cbr0") / format_address(prefix.address)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{attachment.container_id}\r\n{attachment.ifname}", newline="")
+            count += 1
+    return count
 
 
 def in_use(nl: Netlink, subnets: Iterable[Prefix], own: int) -> dict[bytes, set[int | None]] | None:
