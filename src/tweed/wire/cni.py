@@ -18,6 +18,7 @@ from tweed.errors import TweedError, UsageError
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS")  # VERSION never comes this far: the relay answers it
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+TEXT_MAX = 2000
 CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # specification 1.1, "Parameters"
 CONTAINER_ID_MAX = 128  # runtimes use 64; with the addresses it has to fit an interface alias
 NETWORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -28,12 +29,19 @@ KERNEL, NO_ADDRESS, REFUSED, DIFFERS = 100, 101, 102, 103  # our own
 
 
 class CniError(TweedError):
-    """What the runtime is to be told: a code of the specification (or ours, from 100), one line, and perhaps more."""
+    """What the runtime is to be told: a code of the specification (or ours, from 100), one line, and perhaps more.
+
+    What the runtime gave may be quoted in it: control characters are told by their number, and nothing is longer than TEXT_MAX.
+    """
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
-        super().__init__(message)
+        super().__init__(plain(message))
         self.code = code
-        self.details = details
+        self.details = plain(details)
+
+
+def plain(text: str) -> str:
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:TEXT_MAX])
 
 
 # ---- the call ---------------------------------------------------------------------------------------------------
