@@ -95,7 +95,7 @@ class Case:
 
     def host_route(self, tables: Tables, asked: Asked, place: str) -> Divergence | None:
         peer = self.intent.of(self.walk.dst)
-        if peer is None or (peer.backend not in ("", "vxlan")):
+        if peer is None or peer.backend not in ("", "vxlan", mend.HOST_GW):
             return None
         answer = self.lookup(tables, asked)
         if answer.kind == "unknown":
@@ -143,12 +143,16 @@ class Case:
         right = (peer.subnet.address, peer.host)
         out = next((hop for hop in answer.hops if hop.gateway not in right), answer.hops[0] if answer.hops else None)
         own = self.intent.at(tables, self.family)
+        direct = peer.backend == mend.HOST_GW
         device = own.device if own is not None else next(iter(tables.vxlans()), None)
+        if direct:
+            on = mend.covering((row for row in tables.node.addresses if tables.kind(row.device)[0] not in ("vxlan", "tun", "bridge")), peer.host or b"")
+            device = on.device if on is not None else None
         if answer.kind == "unicast" and out is not None and out.gateway is not None and out.gateway in right:
             return self.wrong_device(tables, own, device) if out.gateway == peer.subnet.address else None
-        if (wrong := self.wrong_device(tables, own, device)) is not None:
+        if not direct and (wrong := self.wrong_device(tables, own, device)) is not None:
             return wrong
-        if device is None or peer.mac is None or peer.host is None:
+        if device is None or peer.host is None or (peer.mac is None and not direct):
             return None
         if answer.kind == "local" and answer.row is not None:
             there = answer.row.hops[0].device or "?" if answer.row.hops else "?"
@@ -164,7 +168,7 @@ class Case:
         taken = quote(answer.row) if answer.row is not None else None
         if answer.row is not None and answer.row.dst.length >= peer.subnet.length:
             row = answer.row
-            replaces = row.dst == peer.subnet and put and row.table == "main" and (row.metric or 0) == mend.rows(self.intent, peer, device)[2].metric
+            replaces = row.dst == peer.subnet and put and row.table == "main" and (row.metric or 0) == mend.route(self.intent, peer, device).metric
             commands = put if replaces else [mend.delete_route(row), *put]
             gateway = out.gateway if out is not None else None
             other = self.intent.of(gateway) if gateway is not None else None
@@ -174,7 +178,7 @@ class Case:
                 return self.found(tables, out.device or device if out else device, "route-wrong-node", params, (taken, peer.row), commands)
             params = {"dst": dst, "way": row.text.split("\n")[0].strip()}
             return self.found(tables, out.device or device if out else device, "route-leftover", params, (taken, peer.row), commands)
-        if own is not None and own.subnet.address not in tables.own and tables.complete("address"):
+        if not direct and own is not None and own.subnet.address not in tables.own and tables.complete("address"):
             params = {"address": format_address(own.subnet.address), "device": device}
             lost = [mend.put_address(own, device), *mend.missing_rows(self.intent, tables, device)]
             return self.found(tables, device, "address-missing", params, (device_row(tables, device, HEAD), own.row), lost)

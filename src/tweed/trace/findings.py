@@ -325,8 +325,7 @@ def lease_row_missing(cluster: Cluster) -> Iterator[Finding]:
             for endpoint in lease.lease.endpoints:
                 answer = tables.lookup(endpoint.subnet.host(1))
                 if answer.kind == "missing" or (answer.row is not None and answer.kind == "unicast" and answer.row.dst.length < endpoint.subnet.length):
-                    vtep = next(iter(tables.vxlans()), "")
-                    yield finding(tables, "lease-row-missing", {"subnet": str(endpoint.subnet), "device": vtep}, quote(lease))
+                    yield finding(tables, "lease-row-missing", {"subnet": str(endpoint.subnet)}, quote(lease))
 
 
 def nft_evidence(tables: Tables) -> Iterator[Finding]:

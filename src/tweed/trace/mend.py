@@ -6,13 +6,14 @@ from collections.abc import Iterable
 
 from tweed.addr import Prefix, format_address, format_mac
 from tweed.model import NUD_PERMANENT, PROTOCOL_BOOT, Change, Endpoint, FdbEntry, InterfaceAddress, Neighbour, Route
-from tweed.plan.rows import peer_rows
+from tweed.plan.rows import direct_route, peer_rows
 from tweed.trace import snapshot as s
 from tweed.trace.intent import Intent, Peer
 from tweed.trace.result import Fix
 from tweed.trace.tables import Tables
 from tweed.trace.underlay import attributes_of
 
+HOST_GW = "host-gw"
 VXLAN_ROOM = {4: 50, 6: 70}
 
 
@@ -36,8 +37,17 @@ def rows(intent: Intent, peer: Peer, device: str) -> tuple[FdbEntry, Neighbour, 
     return entry, neighbour, route
 
 
+def route(intent: Intent, peer: Peer, device: str) -> Route:
+    """Through the tunnel, or with host-gw to the host itself."""
+    if peer.backend != HOST_GW:
+        return rows(intent, peer, device)[2]
+    assert peer.host is not None
+    direct = direct_route(Endpoint(peer.subnet, peer.host), device)
+    return direct if intent.tweed_style else Route(peer.subnet, device, peer.host, 0, PROTOCOL_BOOT)
+
+
 def put_route(intent: Intent, peer: Peer, device: str) -> str:
-    return str(Change("replace", rows(intent, peer, device)[2])).removesuffix(" proto boot")  # which is what `ip` writes by itself
+    return str(Change("replace", route(intent, peer, device))).removesuffix(" proto boot")  # which is what `ip` writes by itself
 
 
 def put_neighbour(peer: Peer, device: str, mac: bytes | None = None) -> str:
@@ -80,7 +90,8 @@ def has_route(tables: Tables, peer: Peer, device: str) -> bool:
 
 
 def right_hop(row: s.RouteRow, peer: Peer, device: str) -> bool:
-    return any(hop.gateway == peer.subnet.address and hop.device == device for hop in row.hops)
+    gateway = peer.host if peer.backend == HOST_GW else peer.subnet.address
+    return any(hop.gateway == gateway and hop.device == device for hop in row.hops)
 
 
 # ---- devices ----------------------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "route-shadowed": ("this route never decides: {winner} always wins", "这条路由从不生效：{winner} 总是优先"),
         "subnet-twice": ("{prefix} is on several nodes: {nodes}", "多个节点拥有 {prefix}：{nodes}"),
         "fdb-two-hosts": ("{device}: {mac} has rows to several hosts: {hosts}", "{device}：{mac} 有指向多台主机的表项：{hosts}"),
-        "lease-row-missing": ("the lease of {subnet} has no rows on {device}", "租约 {subnet} 在 {device} 上没有表项"),
+        "lease-row-missing": ("no route leads to the lease of {subnet}", "没有通往租约 {subnet} 的路由"),
         "evaluation-differs": (
             "a mistake of tweed's own, please report it: to `{question}` it answers `{ours}`, the kernel `{kernel}`",
             "tweed 自身的错误，请报告：对 `{question}` 它回答 `{ours}`，内核回答 `{kernel}`",

@@ -225,7 +225,7 @@ FINDINGS: dict[str, tuple[str, ...]] = {
     "route-shadowed": ("winner",),
     "subnet-twice": ("prefix", "nodes"),
     "fdb-two-hosts": ("mac", "device", "hosts"),
-    "lease-row-missing": ("subnet", "device"),
+    "lease-row-missing": ("subnet",),
     "nft-evidence": ("lines",),
     "evaluation-differs": ("question", "ours", "kernel"),
 }
