@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from tweed.addr import Prefix, format_address, format_mac
+from tweed.plan.attach import link_local
 from tweed.plan.subnets import vtep_mac
 from tweed.trace import mend
 from tweed.trace import snapshot as s
@@ -133,10 +134,12 @@ class Case:
         return self.found(tables, bridge, "route-missing", {"dst": dst}, (taken, quote(on)), fix)
 
     def raise_bridge(self, tables: Tables, bridge: str, own: Peer) -> list[str]:
-        """IPv6 addresses go with a device that goes down, IPv4 ones stay."""
-        gateway = Prefix(own.subnet.host(1), own.subnet.length)
-        lost = own.subnet.family == 6 and gateway.address not in tables.own
-        return [f"ip link set {bridge} up", *([f"ip -6 addr add {gateway} dev {bridge} nodad"] if lost else [])]
+        """IPv6 addresses go with a device that goes down, IPv4 ones stay. Without a link-local one the kernel asks no neighbour for what it forwards."""
+        up, mac = f"ip link set {bridge} up", tables.mac(bridge)
+        if own.subnet.family == 4 or mac is None:
+            return [up]
+        wanted = (link_local(mac), Prefix(own.subnet.host(1), own.subnet.length))
+        return [up, *(f"ip -6 addr replace {address} dev {bridge} nodad" for address in wanted if address.address not in tables.own)]
 
     def remote_subnet(self, tables: Tables, peer: Peer, answer: Answer, place: str) -> Divergence | None:
         """The destination is another node's: through the VTEP to the peer's, or directly to its host."""
@@ -470,8 +473,10 @@ class Case:
         )
         ip = mend.ip(address.family)
         back = [f"{ip} route replace default via {format_address(via)} dev {nic}"] if lost and via is not None else []
-        params = {"address": str(address), "device": nic}
-        return self.found(tables, nic, "address-missing", params, (line, own.row), [f"{ip} addr replace {address} dev {nic}", *back])
+        put = [f"{ip} addr replace {address} dev {nic}{' nodad' if address.family == 6 else ''}", *back]
+        if (row := tables.devices.get(nic)) is not None and row.up is False:  # what goes down loses its IPv6 addresses
+            return self.found(tables, nic, "device-down", {"device": nic}, (device_row(tables, nic, HEAD), own.row), [f"ip link set {nic} up", *put])
+        return self.found(tables, nic, "address-missing", {"address": str(address), "device": nic}, (line, own.row), put)
 
     # ---- where it ended -------------------------------------------------------------------------------------------------------
 

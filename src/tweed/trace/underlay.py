@@ -61,7 +61,8 @@ def encapsulate(path: Path, packet: Packet, remote: Remote, receive: Receive) ->
         path.step(packet, device, "encapsulated", params | {"vni": known(remote.vni)}, device_row(at, device), unknowns=unknowns)
     else:
         path.step(packet, device, "encapsulated-udp", params, device_row(at, device), unknowns=unknowns)
-    if remote.local is not None and at.complete("address") and remote.local not in at.own:
+    # IPv4 refuses to send from an address that is not its own (ip_route_output_key_hash_rcu), IPv6 does not.
+    if remote.local is not None and len(remote.local) == 4 and at.complete("address") and remote.local not in at.own:
         path.fail(packet, device, "dropped", "local-not-ours", {"local": format_address(remote.local), "device": device}, device_row(at, device))
         return
     asked = Asked("route", remote.host, src=remote.local, oif=remote.underlay, proto=UDP, dport=remote.port)
