@@ -209,11 +209,17 @@ def test_a_recording_is_what_was_written() -> None:
         ("NOT_SPECIFIED", "ip_forward+0x1", (3, 4), "mtu-exceeded"),
         ("NOT_SPECIFIED", "ip_forward+0x1", (11, 0), "ttl-exceeded"),
         ("SOMETHING_NEW", "never_heard_of+0x1", None, "kernel-drops"),
+        ("SOMETHING_NEW", "never_heard_of+0x1", (3, 0), "kernel-drops"),
         ("", "", None, "kernel-drops"),
     ],
 )
 def test_causes_by_reason_and_by_place(reason: str, function: str, error: tuple[int, int] | None, cause: str) -> None:
     assert cause_of(reason, function, error) == cause
+
+
+def test_errors_are_of_their_family() -> None:
+    """Type 3 is "unreachable" in IPv4 and "time exceeded" in IPv6."""
+    assert [cause_of("IP_INHDR", "ip6_forward+0x1", (3, 0), family) for family in (4, 6)] == ["kernel-drops", "ttl-exceeded"]
 
 
 def test_an_event_as_the_kernel_writes_it() -> None:

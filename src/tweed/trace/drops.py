@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from tweed.addr import format_address, format_mac
 from tweed.trace.cluster import Cluster
+from tweed.trace.events import ICMP_SENT
 from tweed.trace.inside import veth_of
 from tweed.trace.result import Fix, Said
 from tweed.trace.sights import Sight
@@ -41,13 +42,10 @@ FUNCTIONS = (
 )
 FORWARDS_TO_PEER = ("__dev_forward_skb", "veth_forward_skb", "veth_xmit")
 ETHERNET = 14
-TTL_EXCEEDED, FRAGMENTATION_NEEDED, PACKET_TOO_BIG6, TIME_EXCEEDED6 = (11, 0), (3, 4), (2, 0), (3, 0)
+# ICMP type and code, of IPv4 and IPv6 (RFC 792, RFC 4443), where they say more than the place.
 ERRORS = {
-    TTL_EXCEEDED: "ttl-exceeded",
-    FRAGMENTATION_NEEDED: "mtu-exceeded",
-    PACKET_TOO_BIG6: "mtu-exceeded",
-    TIME_EXCEEDED6: "ttl-exceeded",
-    (3, 13): "firewall-drops",
+    4: {(11, 0): "ttl-exceeded", (3, 4): "mtu-exceeded", (3, 13): "firewall-drops"},
+    6: {(3, 0): "ttl-exceeded", (2, 0): "mtu-exceeded", (1, 1): "firewall-drops"},
 }
 # What a filter is removed with, by the first words of the drop's reason.
 REMOVALS = {
@@ -68,8 +66,8 @@ SEND_ERRORS: Mapping[str, str] = {
 }
 
 
-def cause_of(reason: str, function: str, error: tuple[int, int] | None = None) -> str:
-    """An id of result.CAUSES, or "wrong-mac" where the device decides which. `error`: type and code of the ICMP error about it."""
+def cause_of(reason: str, function: str, error: tuple[int, int] | None = None, family: int = 4) -> str:
+    """An id of result.CAUSES, or "wrong-mac" where the device decides which. `error`: type and code of the ICMP error of a family about it."""
     name = function.partition("+")[0]
     for words, cause in REASONS:
         if reason.startswith(words):
@@ -77,16 +75,15 @@ def cause_of(reason: str, function: str, error: tuple[int, int] | None = None) -
     for names, cause in FUNCTIONS:
         if name.startswith(names):
             return cause
-    return ERRORS.get(error, "kernel-drops") if error is not None else "kernel-drops"
+    return ERRORS[family].get(error, "kernel-drops") if error is not None else "kernel-drops"
 
 
 def explain(sight: Sight, errors: tuple[Sight, ...], cluster: Cluster, node: str, device: str) -> tuple[Said, tuple[Fix, ...]]:
     """The cause of a drop with its parameters, and what removes it where that follows from the drop alone. `node`, `device`: where it counts."""
     event = sight.event
-    born = next((each.event.code for each in errors if each.event.kind == "icmp-sent"), None)
-    cause = cause_of(event.reason, event.function, None if born is None else (born >> 8, born & 255))
-    tables = cluster.tables.get(node)
     network = sight.inner
+    cause = cause_of(event.reason, event.function, error_of(errors), 6 if network is not None and network.name == "ipv6" else 4)
+    tables = cluster.tables.get(node)
     dst = format_address(network.octets("dst")) if network is not None else "?"
     src = format_address(network.octets("src")) if network is not None else "?"
     ethernet = sight.packet.find("ethernet", sight.packet.levels - 1) if sight.packet is not None else None
@@ -123,6 +120,17 @@ def explain(sight: Sight, errors: tuple[Sight, ...], cluster: Cluster, node: str
         return Said(cause, params[cause]), ()
     fixes = tuple(Fix(node, command.format(device=device)) for words, command in REMOVALS.items() if event.reason.startswith(words) and device)
     return Said("kernel-drops", {"device": device, "reason": event.reason or "?", "function": event.function.partition("+")[0] or "?"}), fixes
+
+
+def error_of(errors: tuple[Sight, ...]) -> tuple[int, int] | None:
+    """Type and code of the ICMP error: as it was born (IPv4 has a tracepoint for that), else as it was sent."""
+    for sight in errors:
+        if sight.event.kind == ICMP_SENT:
+            return sight.event.code >> 8, sight.event.code & 255
+        layer = sight.packet.find("icmpv6") or sight.packet.find("icmp") if sight.packet is not None else None
+        if layer is not None and layer.get("type") is not None and layer.get("code") is not None:
+            return layer.number("type"), layer.number("code")
+    return None
 
 
 def peer_of(cluster: Cluster, node: str, device: str) -> tuple[str, DeviceRow] | None:

@@ -58,13 +58,15 @@ def enter_bridge(path: Path, packet: Packet, bridge: str, row: s.FdbRow | None, 
 
 
 def port_open(path: Path, packet: Packet, port: str) -> bool:
+    if not path.is_up(packet, port):
+        return False
     row = packet.at.ports.get(port)
     if row is not None and row.state not in (None, "forwarding"):
         params = {"port": port, "state": str(row.state)}
         fix = (Fix(packet.at.name, f"bridge link set dev {port} state 3"),) if row.state in ("disabled", "blocking") else ()
         path.fail(packet, port, "dropped", "bridge-port-blocked", params, quote(row), fix=fix)
         return False
-    return path.is_up(packet, port)
+    return True
 
 
 def bridged(path: Path, packet: Packet, bridge: str, port: str) -> bool:
