@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,13 @@ from typing import Any
 import pytest
 from tests.system.conftest import SOURCE, TWEED, Lab, eventually, ping, running, tweed
 from tests.system.test_diagnosis import FAULTS, fits
+
+from tweed.commands import spaces
+from tweed.kernel.capture import Capture
+from tweed.trace.cluster import Cluster
+from tweed.trace.ends import ends
+from tweed.trace.frames import Probe
+from tweed.trace.live import Captured, live, netns, up
 
 # A quiet end, one that waits for a neighbour, a loop of another kind each: the rest of the catalogue differs in its tables alone.
 CHOSEN = ("route-missing", "route-wrong-node", "route-leftover", "vtep-mac-stale", "fdb-missing", "fdb-wrong-host", "vni-mismatch", "local-wrong")
@@ -166,3 +174,26 @@ def test_killed_in_the_middle_it_leaves_nothing(own: Lab) -> None:
     finally:
         own.run("master", f"ip neigh replace 10.244.2.0 lladdr {own.node_status('node2')['vtep_mac']} dev flannel.1 nud permanent")
     assert walk(own, "master/pod1", "node2/pod1")["verdict"] == "delivered"
+
+
+def test_packet_sockets_alone_see_the_way_and_where_it_ends(own: Lab) -> None:
+    """A process that may enter namespaces may use BPF too: so the tier is chosen here by hand."""
+    with spaces.opened(own) as opened:
+        cluster = Cluster(spaces.take(own, opened))
+        probe = Probe(*ends(cluster, "master/pod1", "node2/pod1"))
+        with contextlib.ExitStack() as stack:
+            captures = {netns(opened[name]): stack.enter_context(Capture(up(cluster, name), opened[name])) for name in opened}
+            found = live(cluster, opened, probe, Captured(captures))
+            assert (found.verdict, found.tier, found.first_divergence) == ("delivered", "packet", None)
+            assert all(step.seen for step in found.steps if step.hop is not None) and {said.id for said in found.blind} == {
+                "drops",
+                "decisions",
+                "times-inside",
+            }
+            own.run("node2", BRIDGED)
+            try:
+                lost = live(cluster, opened, probe, Captured(captures))
+            finally:
+                own.run("node2", "nft delete table bridge f")
+    assert lost.verdict == "lost" and lost.first_divergence is not None
+    assert (lost.first_divergence.node, lost.first_divergence.device, lost.first_divergence.cause.id) == ("node2", "cni0", "vanished")

@@ -100,7 +100,7 @@ def show(walk: Walk, snapshot: Snapshot, want: Wanted) -> None:
     """Print the walk, and its bytes when asked."""
     echo(walk_lines(walk, want.language))
     if want.as_hex or want.fields:
-        echo(stage_lines(stages_of(walk, want.probe(walk.src, walk.dst)), want.language, as_hex=want.as_hex, fields=want.fields))
+        echo(stage_lines(stages_of(walk, walk.probe or want.probe(walk.src, walk.dst)), want.language, as_hex=want.as_hex, fields=want.fields))
     save(walk, snapshot, want)
 
 
@@ -108,7 +108,7 @@ def save(walk: Walk, snapshot: Snapshot, want: Wanted) -> None:
     """Write the capture and the figure when asked; how to decode the capture goes to stderr, so that what programs read stays as it is."""
     if want.pcapng_file is None and want.svg_file is None:
         return
-    stages = stages_of(walk, want.probe(walk.src, walk.dst))
+    stages = stages_of(walk, walk.probe or want.probe(walk.src, walk.dst))
     if want.pcapng_file is not None:
         file = str(want.pcapng_file)
         write(want.pcapng_file, pcapng.write(section(walk, stages, file, want.language)))

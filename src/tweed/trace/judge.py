@@ -42,7 +42,7 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     answered = any(sight.leg == "back" and sight.moves for sight in seen.sights)
     laid = beside(ways.there, probe, cluster, seen.sights, "there", seen.began_ns)
     there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe))
-    made = msgspec.structs.replace(there, tier=tier, blind=blind)
+    made = msgspec.structs.replace(there, tier=tier, blind=blind, probe=probe)
     if (other := masqueraded(seen.sights, probe)) is not None:
         if answered and returned(seen.sights, cluster, probe):  # with the other source it came back all the same
             unlike_only = made.first_divergence is not None and made.first_divergence.cause.id == "bytes-differ"
@@ -128,7 +128,7 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
             verdict = "dropped"
         return ended(made, laid, verdict, with_evidence(predicted, laid, seen))
     if seen.refused and laid.last is None:
-        return ended(made, laid, "dropped", refusal(laid, seen.refused))
+        return ended(made, laid, "dropped", refusal(laid, seen.refused, format_address(walk.dst)))
     if laid.drop is not None:
         if (narrow := too_narrow(laid, laid.drop, cluster)) is not None:
             return ended(made, laid, "dropped", narrow)
@@ -245,10 +245,9 @@ def with_evidence(found: Divergence, laid: Laid, seen: Outcome) -> Divergence:
     return msgspec.structs.replace(found, evidence=(*found.evidence, *evidence(laid, seen)))
 
 
-def refusal(laid: Laid, refused: str) -> Divergence:
+def refusal(laid: Laid, refused: str, dst: str) -> Divergence:
     """The sender's own kernel takes nothing, and tables do not say why."""
     step = laid.steps[0]
-    dst = next((s.decision.params["dst"] for s in laid.steps if "dst" in s.decision.params), "?")
     fitting = {"route-missing": {"dst": dst}, "route-unreachable": {"dst": dst, "prefix": "?"}, "route-prohibit": {"dst": dst, "prefix": "?"}}
     fitting |= {
         "route-blackhole": {"dst": dst, "prefix": "?"},

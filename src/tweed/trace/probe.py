@@ -42,6 +42,8 @@ class Shot(msgspec.Struct, frozen=True):
 
 def load(probe: Probe, chance: bytes | None = None) -> Shot:
     """Give a probe what it lacks. Raises UsageError when it has no room for the nonce. `chance`: eight bytes, instead of random ones."""
+    if probe.proto != "icmp" and probe.dport == 0:
+        raise UsageError("--dport 0: nothing can be sent to port 0")
     chance = chance or os.urandom(NONCE)
     port = FIRST_PORT | HALF.unpack(chance[:2])[0]
     sport = port if probe.sport is None else probe.sport

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from tweed.addr import format_address as address
-from tweed.trace.frames import Hop
+from tweed.trace.frames import Hop, Probe
 from tweed.trace.snapshot import Unread
 
 Verdict = Literal["delivered", "dropped", "lost", "detour", "unknown"]
@@ -358,7 +358,7 @@ class Walk(msgspec.Struct, frozen=True):
     """The whole answer. `outcomes`: the verdict of each branch by its name.
 
     Of a real packet: `reply` is the answer's way, `whole` the way of a second one that fills the sender's MTU and may not be cut. The
-    verdict and the first divergence are then those of all three, the first that fails. `blind`: what was not to be seen.
+    verdict and the first divergence are then those of all three, the first that fails. `blind`: what was not to be seen. `probe`: as it was sent.
     """
 
     src: bytes
@@ -372,6 +372,7 @@ class Walk(msgspec.Struct, frozen=True):
     reply: Walk | None = None
     whole: Walk | None = None
     blind: tuple[Said, ...] = ()
+    probe: Probe | None = None
 
     @property
     def exit_code(self) -> int:
