@@ -93,6 +93,32 @@ def test_nodes_say_what_flannel_would_and_are_available(lab: Lab) -> None:
         assert (condition["status"], condition["reason"]) == ("False", "FlannelIsUp")
 
 
+def test_a_node_of_flannels_is_programmed_and_one_of_another_backend_named(lab: Lab) -> None:
+    """As they stand in a cluster where flannel runs too."""
+    flannel = {
+        NAMES.managed: "true",
+        NAMES.backend_type: "vxlan",
+        NAMES.backend_data: '{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}',
+        NAMES.public_ip: "192.168.2.210",
+    }
+    others = {
+        "fl1": ("10.244.50.0/24", flannel),
+        "hg1": ("10.244.51.0/24", {NAMES.managed: "true", NAMES.backend_type: "host-gw", NAMES.backend_data: "null", NAMES.public_ip: "192.168.2.211"}),
+    }
+    try:
+        for name, (cidr, annotations) in others.items():
+            made = node(name, cidr)
+            made["metadata"]["annotations"] = annotations
+            ask(lab, "POST", "", made)
+        eventually(lambda: "12:c6:65:89:b4:e3 dev flannel.1 dst 192.168.2.210 self permanent" in rows(lab, "master"), "flannel's node is programmed")
+        assert "10.244.50.0/24 via 10.244.50.0 dev flannel.1" in rows(lab, "master") and "10.244.51.0" not in rows(lab, "master")
+        eventually(lambda: "uses backend host-gw" in problems(lab, "master").get("other-backend", ""), "the other backend is named")
+    finally:
+        for name in others:
+            ask(lab, "DELETE", name)
+    eventually(lab.whole, "whole again")
+
+
 def test_a_published_address_that_is_overwritten_is_followed_while_all_runs(lab: Lab) -> None:
     """The device keeps its own address, as behind NAT."""
     for address, expected in (("192.168.2.77", "192.168.2.77"), (None, "192.168.2.201")):
@@ -152,7 +178,7 @@ def test_an_api_server_that_dies_and_is_restored_from_a_backup_costs_no_packet(l
 
 
 def test_a_dry_run_and_a_cleanup_of_a_kubernetes_node(lab: Lab) -> None:
-    flags = lab.agent("node1")["store"]["flags"]
+    flags = [*lab.agent("node1")["store"]["flags"], f"--subnet-file={lab.node('node1').directory / 'subnet.env'}"]
     shown = lab.run("node1", f"{sys.executable} -m tweed agent --dry-run --config=/dev/null --node-name=node1 --iface=ens33 {' '.join(flags)}")
     assert "# would keep lease 10.244.1.0-24&" in shown
     done = lab.run("node1", f"{sys.executable} -m tweed cleanup")
@@ -206,6 +232,10 @@ def test_an_agent_waits_for_all_that_it_needs_and_says_for_what(alone: Any, tmp_
     wait_for(lambda: reason('subnet "10.99.0.0/16" specified in the flannel net config doesn\'t contain "10.244.7.0/25" PodCIDR'), "the wrong network is named")
     (tmp_path / "net-conf.json").write_text('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
     wait_for(lambda: alone.status()["ready"], "ready without a restart")
+    shown = subprocess.run(
+        alone.argv(sys.executable, "-m", "tweed", "agent", "--dry-run", *alone.flags, *given), env=alone.cluster.environment, capture_output=True, text=True
+    )
+    assert "# would keep lease 10.244.7.0-25" in shown.stdout, shown.stderr
     status = alone.status()
     assert (status["node"], status["subnet"], status["store"]["url"]) == ("worker-1", "10.244.7.0/25", "kube")
     assert "FLANNEL_SUBNET=10.244.7.1/25" in alone.subnet_file.read_text()

@@ -45,7 +45,7 @@ from tweed.plan.docker import pods_subnet
 from tweed.plan.flannel_rules import stray_routes
 from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import NoUnderlay, Underlay
-from tweed.stores import Given, LeaseStore, open_store
+from tweed.stores import Given, LeaseStore, named, open_store
 from tweed.wire.flannel import Network, device_name, parse_network
 
 T = TypeVar("T")
@@ -180,14 +180,12 @@ class Agent:
 
     async def _open_store(self) -> LeaseStore:
         store = open_store(self.settings)
-        if self.settings.pod is not None:
-            try:
-                name = await store.node_of_pod(*self.settings.pod)
-            except StoreError:
-                await store.close()
-                raise
-            self.settings = msgspec.structs.replace(self.settings, node_name=name)
-            self.owner = Owner(name, self.owner.boot_id)
+        try:
+            self.settings = await named(self.settings, store)
+        except StoreError:
+            await store.close()
+            raise
+        self.owner = Owner(self.settings.node_name, self.owner.boot_id)
         return store
 
     async def _configuration(self, store: LeaseStore) -> tuple[Network, str]:

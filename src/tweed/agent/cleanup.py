@@ -21,7 +21,7 @@ from tweed.errors import StoreError, TweedError
 from tweed.kernel import links, sysctl, tables
 from tweed.kernel.netlink import Netlink
 from tweed.model import PROTOCOL, Change, Endpoint, Lease, LeaseRecord
-from tweed.stores import LeaseStore, open_store
+from tweed.stores import LeaseStore, named, open_store
 from tweed.wire.flannel import Network, parse_network
 
 STOP_S = 10.0
@@ -147,15 +147,16 @@ def _release(settings: Settings) -> str | None:
         return None
     boot_id = sysctl.boot_id()
 
-    def ours(record: LeaseRecord) -> bool:
-        if record.owner is None or record.owner.node != settings.node_name:
+    def ours(record: LeaseRecord, name: str) -> bool:
+        if record.owner is None or record.owner.node != name:
             return False
         return any(e.subnet in previous.subnets for e in record.lease.endpoints) if previous.subnets else record.owner.boot_id == boot_id
 
     async def use(store: LeaseStore) -> str | None:
         try:
+            name = (await named(settings, store)).node_name
             for record in (await store.snapshot()).records:
-                if not ours(record):
+                if not ours(record, name):
                     continue
                 await store.delete(record)
                 if record.ttl_s is not None:

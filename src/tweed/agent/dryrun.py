@@ -19,28 +19,29 @@ from tweed.kernel.netlink import Netlink
 from tweed.model import LeaseRecord, Owner
 from tweed.plan.backend import backend, check_supported
 from tweed.plan.screen import screen
-from tweed.stores import Given, Snapshot, open_store
+from tweed.stores import Given, Snapshot, named, open_store
 from tweed.wire.flannel import format_lease, format_subnet_env, parse_network
 
 
-async def _stored(settings: Settings) -> tuple[str | None, Snapshot, Given | None]:
-    """The configuration, the leases, and what the store gives this node; opening a store that does not exist yet would make it."""
+async def _stored(settings: Settings) -> tuple[Settings, str | None, Snapshot, Given | None]:
+    """The settings with the node's name, the configuration, the leases, and what the store gives; opening one that does not exist yet would make it."""
     if settings.store_file is not None and not settings.store_file.exists():
-        return None, Snapshot(0, ()), None
+        return settings, None, Snapshot(0, ()), None
     store = open_store(settings)
     try:
+        settings = await named(settings, store)
         snapshot = await store.snapshot()
         # When those end that nobody signed tells whether their holders live.
         ends = {r.key: r for r in await store.timed([r for r in snapshot.records if r.owner is None])}
         snapshot = msgspec.structs.replace(snapshot, records=tuple(ends.get(r.key, r) for r in snapshot.records))
-        return await store.config(), snapshot, await store.given(settings.node_name)
+        return settings, await store.config(), snapshot, await store.given(settings.node_name)
     finally:
         await store.close()
 
 
 def commands(settings: Settings) -> Iterator[str]:
     """Comments for what is no command (`#`), commands for the rest. Raises TweedError for what a start would wait for."""
-    text, snapshot, given = asyncio.run(_stored(settings))
+    settings, text, snapshot, given = asyncio.run(_stored(settings))
     if text is None:
         text = files.read_text(settings.net_config_path)
         if text is None:

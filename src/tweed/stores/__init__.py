@@ -153,3 +153,10 @@ def open_store(settings: Settings) -> LeaseStore:
 
         return KubeStore.of(settings)
     raise UsageError(f"--store {settings.store}: not a store that tweed knows; use etcd, kube, or sqlite:///PATH with an absolute path")
+
+
+async def named(settings: Settings, store: LeaseStore) -> Settings:
+    """The settings with this node's name, where only the store can tell it: that of the pod. Raises StoreError."""
+    if settings.pod is None:
+        return settings
+    return msgspec.structs.replace(settings, node_name=await store.node_of_pod(*settings.pod), pod=None)
