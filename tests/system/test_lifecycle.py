@@ -383,7 +383,7 @@ def test_events_that_never_pause_do_not_keep_the_tick_away(running: tuple[Node, 
 WRONG = {
     "no JSON": "{",
     "no network": '{"Backend": {"Type": "vxlan"}}',
-    "another backend": '{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}',
+    "another backend": '{"Network": "10.244.0.0/16", "Backend": {"Type": "ipip"}}',
     "SubnetMin above SubnetMax": '{"Network": "10.244.0.0/16", "SubnetMin": "10.244.9.0", "SubnetMax": "10.244.3.0", "Backend": {"Type": "vxlan"}}',
     "an address of the host": '{"Network": "192.168.0.0/16", "Backend": {"Type": "vxlan"}}',
     "too large a VNI": '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "VNI": 16777216}}',
