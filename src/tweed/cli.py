@@ -21,6 +21,7 @@ COMMANDS = {
     "pods": ("tweed.commands.pods:pods", "The containers of this node: who has which address."),
     "cni": ("tweed.commands.cni:cni", "The plugin by which container runtimes attach containers."),
     "lab": ("tweed.commands.lab:lab", "A whole cluster in network namespaces on this machine."),
+    "bench": ("tweed.commands.bench:bench", "What each way of carrying the overlay costs on this machine."),
     "cleanup": ("tweed.commands.cleanup:cleanup", "Remove everything tweed made on this node."),
     "docker-opts": ("tweed.commands.docker_opts:docker_opts", "Put Docker's docker0 on this node's subnet."),
     "node-files": ("tweed.commands.node_files:node_files", "Files that keep other network programs away from tweed's devices."),

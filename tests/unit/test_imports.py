@@ -81,6 +81,8 @@ RULES = {
     "stores": Rule((*VALUES, *PURE, "stores", "kernel.inotify")),
     "agent": Rule((*LOWER, "agent", "udp.control", "udp.peers", "udp.packet")),
     "lab": Rule((*LOWER, "lab", "agent")),
+    "bench.report": Rule((), ("msgspec",), pure=True),
+    "bench": Rule((*LOWER, "lab", "bench")),
     "trace": Rule((*LOWER, "trace")),
     "doctor": Rule((*LOWER, "doctor")),
     "udp": Rule((*LOWER, "udp")),
@@ -89,8 +91,8 @@ RULES = {
     "cni.relay": Rule((), ()),
     "cni": Rule((*VALUES, *PURE, "cni"), ("msgspec",)),
     "web": Rule((*LOWER, "agent", "lab", "trace", "doctor", "web")),
-    "commands": Rule((*LOWER, "agent", "lab", "trace", "doctor", "udp", "fastpath", "cni", "web", "commands")),
-    "cli": Rule((*LOWER, "agent", "lab", "trace", "doctor", "udp", "fastpath", "cni", "web", "commands", "cli")),
+    "commands": Rule((*LOWER, "agent", "lab", "trace", "doctor", "udp", "fastpath", "cni", "web", "bench", "commands")),
+    "cli": Rule((*LOWER, "agent", "lab", "trace", "doctor", "udp", "fastpath", "cni", "web", "bench", "commands", "cli")),
 }
 # What reaches the outside world, the clock or chance. Their arguments come from outside, so the decisions can be tested as values.
 IMPURE = {"asyncio", "ctypes", "fcntl", "importlib", "logging", "multiprocessing", "os", "pathlib", "posix"}
