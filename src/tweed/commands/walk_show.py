@@ -20,6 +20,7 @@ from tweed.trace.pcap import decode_command, section, stages_of
 from tweed.trace.render import Line, stage_lines, walk_lines
 from tweed.trace.result import Walk
 from tweed.trace.snapshot import Snapshot
+from tweed.trace.trip import answering
 from tweed.wire import pcapng
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -100,21 +101,37 @@ def show(walk: Walk, snapshot: Snapshot, want: Wanted) -> None:
     """Print the walk, and its bytes when asked."""
     echo(walk_lines(walk, want.language))
     if want.as_hex or want.fields:
-        echo(stage_lines(stages_of(walk, walk.probe or want.probe(walk.src, walk.dst)), want.language, as_hex=want.as_hex, fields=want.fields))
+        for title, one, probe in legs(walk, want):
+            echo([*([(), ((title, "heading"),)] if title else []), *stage_lines(stages_of(one, probe), want.language, as_hex=want.as_hex, fields=want.fields)])
     save(walk, snapshot, want)
 
 
+def legs(walk: Walk, want: Wanted) -> list[tuple[str, Walk, Probe]]:
+    """Each branch of the walk and of the answer's as a walk of its own, with its packet and a title; the only way there needs none."""
+    there = walk.probe or want.probe(walk.src, walk.dst)
+    found = [(label(want.language, "way", branch=branch) if branch else "", walk.along(branch), there) for branch in walk.outcomes or ("",)]
+    if walk.reply is not None:
+        title = label(want.language, "the reply")
+        found += [(f"{title} {branch}".strip(), walk.reply.along(branch), walk.reply.probe or answering(there)) for branch in walk.reply.outcomes]
+    return [leg for number, leg in enumerate(found) if not number or any(step.hop is not None for step in leg[1].steps)]
+
+
 def save(walk: Walk, snapshot: Snapshot, want: Wanted) -> None:
-    """Write the capture and the figure when asked; how to decode the capture goes to stderr, so that what programs read stays as it is."""
+    """Write the capture and the figure when asked; how to decode the capture goes to stderr, so that what programs read stays as it is.
+
+    A capture has a section for each way there and back; of several ways there each has a figure, the others' files beside the first's.
+    """
     if want.pcapng_file is None and want.svg_file is None:
         return
-    stages = stages_of(walk, walk.probe or want.probe(walk.src, walk.dst))
+    ways = [(one, stages_of(one, probe)) for _, one, probe in legs(walk, want)]
     if want.pcapng_file is not None:
         file = str(want.pcapng_file)
-        write(want.pcapng_file, pcapng.write(section(walk, stages, file, want.language)))
-        click.echo(f"{label(want.language, 'decode')}: {decode_command(stages, file)}", err=True)
+        write(want.pcapng_file, b"".join(pcapng.write(section(one, stages, file, want.language)) for one, stages in ways))
+        click.echo(f"{label(want.language, 'decode')}: {decode_command([stage for _, stages in ways for stage in stages], file)}", err=True)
     if want.svg_file is not None:
-        write(want.svg_file, figure(walk, snapshot, stages, want.language).encode())
+        for number, (one, stages) in enumerate((way for way in ways if way[0].src == walk.src), 1):
+            path = want.svg_file if number == 1 else want.svg_file.with_stem(f"{want.svg_file.stem}-{number}")
+            write(path, figure(one, snapshot, stages, want.language).encode())
 
 
 def write(path: Path, data: bytes) -> None:

@@ -384,6 +384,11 @@ class Walk(msgspec.Struct, frozen=True):
         name = branch if branch is not None else next(iter(self.outcomes), "")
         return tuple(step for step in self.steps if step.branch == "" or name == step.branch or name.startswith(step.branch + "."))
 
+    def along(self, branch: str) -> Walk:
+        """This branch alone, as a walk."""
+        verdict = self.outcomes.get(branch, self.verdict)
+        return msgspec.structs.replace(self, steps=self.way(branch), outcomes={branch: verdict}, verdict=verdict)
+
 
 Say = Callable[[str, Said], str]  # kind in WORDS and what is said, as a sentence
 

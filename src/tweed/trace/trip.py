@@ -30,24 +30,17 @@ def trip(cluster: Cluster, intent: Intent, probe: Probe, findings: tuple[Finding
 
 def answer(cluster: Cluster, intent: Intent, probe: Probe, tier: Tier) -> Walk | None:
     """The packet that answers; None where no table speaks of where that would begin."""
-    back = msgspec.structs.replace(
-        probe,
-        src=probe.dst,
-        dst=probe.src,
-        sport=probe.dport,
-        dport=probe.sport,
-        reply=True,
-        payload=None,
-        dont_fragment=None,
-        size=max(probe.size, probe.least),
-    )
-    if probe.proto == "icmp":  # the identifier is the echo's, both ways
-        back = msgspec.structs.replace(back, sport=probe.sport, dport=None)
     try:
-        found = diagnose(cluster, intent, walk(cluster, back, (), tier))
+        found = diagnose(cluster, intent, walk(cluster, answering(probe), (), tier))
     except UsageError:
         return None
     return found if len(found.steps) > 1 or found.verdict != "unknown" else None
+
+
+def answering(probe: Probe) -> Probe:
+    """The packet that answers: of an echo the identifier stays, else the ports change places."""
+    sport, dport = (probe.sport, None) if probe.proto == "icmp" else (probe.dport, probe.sport)
+    return msgspec.structs.replace(probe, src=probe.dst, dst=probe.src, sport=sport, dport=dport, reply=True, payload=None, dont_fragment=None)
 
 
 def full_size(cluster: Cluster, intent: Intent, probe: Probe, there: Walk, tier: Tier) -> Walk | None:
