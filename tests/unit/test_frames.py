@@ -285,3 +285,22 @@ def test_connection_tracking_joins_fragments_and_they_are_cut_anew():
     assert sizes == [[1408, 1408, 1164], [3980], [1424, 1424, 1132], [1424, 1424, 1132]]
     sizes = [[len(frame) - 54 for frame in stage.frames] for stage in frames(Probe(A6, B6, size=4000), way)]
     assert sizes == [[1384, 1384, 1216], [3960], [1384, 1384, 1216], [1384, 1384, 1216]]
+
+
+def test_udp_mode_puts_udp_alone_around_the_ip_packet():
+    """Flannel's daemon sends from and to its own port; the container's Ethernet header has stayed in its node."""
+    probe = Probe(b"\x0a\xf4\0\2", b"\x0a\xf4\2\2", size=100, sport=1, sequence=2, id=7, dont_fragment=True)
+    tunnel = Tunnel(b"\xc0\xa8\2\xca", b"\xc0\xa8\2\xc8", bytes(6), bytes(6), port=8285, src_port=8285, id=9, vxlan=False)
+    (stage,) = frames(probe, [Hop("n", "eth0", "out", None, None, 62, 1500, tunnel)])
+    (frame,) = stage.frames
+    outer = Ether(frame.data)
+    inner = IP(bytes(outer[UDP].payload))
+    assert (outer[IP].src, outer[IP].dst, outer[UDP].sport, outer[UDP].dport) == ("192.168.2.200", "192.168.2.202", 8285, 8285)
+    assert (inner.src, inner.dst, inner.ttl, inner.id, len(inner)) == ("10.244.0.2", "10.244.2.2", 62, 7, 100)
+    assert (len(frame), frame.added) == (14 + 20 + 8 + 100, 14 + 20 + 8)
+    sums = outer[IP].chksum, outer[UDP].chksum, inner.chksum
+    again = Ether(frame.data)
+    del again[IP].chksum, again[UDP].chksum
+    made = Ether(bytes(again))
+    assert (made[IP].chksum, made[UDP].chksum) == sums[:2]
+    assert "IPv4 dont_fragment" in frame.unknown and "IPv4 src" not in frame.unknown

@@ -15,6 +15,7 @@ from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
 from tweed.trace.frames import Probe
 from tweed.trace.messages import sayer
+from tweed.trace.pcap import stages_of
 from tweed.trace.result import WORDS, Said, Walk, as_json, kind_of
 from tweed.trace.walk import walk
 
@@ -678,3 +679,17 @@ def test_tunnels_of_other_kinds_end_the_walk(device: str, kind: str):
     text = f"10.1.0.0/24 dev cni0 scope link\n10.2.0.0/24 via 192.168.0.2 dev {device} onlink\ndefault via 192.168.0.1 dev eth0\n"
     found = walked(parsed(text), "10.1.0.9", "10.2.0.9")
     assert (found.verdict, found.steps[-1].decision) == ("unknown", Said("ends-device-kind", {"device": device, "kind": kind}))
+
+
+def test_fragments_are_one_where_a_bridge_hands_them_to_connection_tracking():
+    """bridge-nf-call-iptables with rules that track: at cni0 the packet is whole again, and cut anew by flannel.1."""
+    tracking = "[root@n10 ~]# nft list ruleset\ntable ip nat {\nchain post {\ntype nat hook postrouting priority srcnat; policy accept;\n}\n}\n"
+    on = {"n10": [("net.ipv4.ip_forward = 1\n", "net.ipv4.ip_forward = 1\nnet.bridge.bridge-nf-call-iptables = 1\n")]}
+    both = {"n10": [*on["n10"], ("[root@n10 ~]# ip rule\n", tracking + "[root@n10 ~]# ip rule\n")]}
+    for changes, whole in ((on, False), (both, True)):
+        found = walked(changed(changes), "10.244.10.2", "10.244.20.2", size=3000, dont_fragment=False)
+        assert found.verdict == "delivered"
+        stages = stages_of(found, Probe(ip("10.244.10.2"), ip("10.244.20.2"), size=3000, dont_fragment=False))
+        pieces = {(stage.hop.node, stage.hop.device, stage.hop.direction): len(stage.frames) for stage in stages}
+        assert (pieces["n10", "cni0", "in"] == 1) is whole
+        assert pieces["n10/pod1", "eth0", "out"] == pieces["n10", "flannel.1", "out"] == 3

@@ -27,7 +27,7 @@ def from_container(path: Path, behind: Behind) -> None:
     if kind is None:
         how = Said("address-from-route", {"address": format_address(path.src), "device": device})
     unknowns = [] if src_mac is not None else [Said("container-mac", {"address": format_address(path.src)})]
-    hop = Hop(tables.name, device, "in", dst_mac, src_mac, TTL)
+    hop = Hop(tables.name, device, "in", dst_mac, src_mac, TTL, joined=kind == "bridge" and joins(tables, path.dst))
     params = {"address": format_address(path.src), "device": device}
     path.step(packet, device, "source-container", params, quote(behind.row), assumptions=(assumed, *((how,) if how else ())), unknowns=unknowns, hop=hop)
     if kind == "bridge" and not enter_bridge(path, packet, device, port_of(tables, device, src_mac)):
@@ -36,6 +36,12 @@ def from_container(path: Path, behind: Behind) -> None:
         over_bridge(path, packet, device, path.dst)
     elif kind != "bridge" or bridged(path, packet, device, device):
         path.arrive(packet)
+
+
+def joins(at: Tables, dst: bytes) -> bool:
+    """Whether connection tracking puts fragments together at this node's bridges: it is in use, and bridges hand what they pass to the IP hooks."""
+    key = f"net/bridge/bridge-nf-call-ip{'6' if len(dst) == 16 else ''}tables"
+    return at.sysctl(key) == 1 and any(" ct " in f" {row.text} " or "masquerade" in row.text or "type nat hook" in row.text for row in at.node.nft)
 
 
 def port_of(tables: Tables, bridge: str, mac: bytes | None) -> s.FdbRow | None:
@@ -105,7 +111,7 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
     src_mac = at.mac(bridge) if packet.device != bridge else packet.src_mac
     packet = msgspec.structs.replace(packet, dst_mac=mac, src_mac=src_mac)
     row = port_of(at, bridge, mac)
-    hop = Hop(at.name, bridge, "out", mac, src_mac, packet.ttl, at.mtu(bridge))
+    hop = Hop(at.name, bridge, "out", mac, src_mac, packet.ttl, at.mtu(bridge), joined=packet.device == bridge and joins(at, path.dst))
     name = format_mac(mac) if mac is not None else "?"
     port = None
     if row is not None and not (row.device == bridge or row.state == "permanent"):
@@ -259,7 +265,8 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
         return
     if bridge is not None and not enter_bridge(path, packet, bridge, port_of(host, bridge, src_mac), veth.name if veth is not None else None):
         return
-    path.steps[-1] = msgspec.structs.replace(path.steps[-1], hop=Hop(host.name, packet.device, "in", mac, src_mac, packet.ttl))
+    arrived = Hop(host.name, packet.device, "in", mac, src_mac, packet.ttl, joined=bridge is not None and joins(host, path.dst))
+    path.steps[-1] = msgspec.structs.replace(path.steps[-1], hop=arrived)
     own = host.mac(packet.device)
     if gateway is not None and gateway.tables is host:
         if mac is not None and own is not None and mac != own:
