@@ -409,6 +409,21 @@ async def test_history_that_is_gone_is_told_in_the_stream_and_from_the_answer(pl
         await asyncio.wait_for(anext(aiter(store.watch(place.server.objects.revision))), TIMEOUT_S)
 
 
+async def test_what_came_before_an_error_in_the_stream_is_told_and_the_next_stream_goes_on(place, monkeypatch):
+    monkeypatch.setattr(store_module, "QUICK_S", 0.05)
+    for number in (1, 2):
+        place.node(number)
+    store = place.store()
+    events, task = place.follow(store, (await store.snapshot()).revision)
+    await until(lambda: place.server.watchers)
+    (watcher,) = place.server.watchers
+    place.flannel(1)
+    watcher.tell(json.dumps({"type": "ERROR", "object": {"code": 500, "message": "etcd has no leader"}}).encode())
+    place.flannel(2)
+    await until(lambda: len(events) == 2)
+    assert [e.key for e in events] == ["10.244.1.0-24", "10.244.2.0-24"] and not task.done()
+
+
 async def test_events_of_one_node_keep_their_order_in_a_burst(place):
     await place.open(keep=100_000)
     for number in range(10):

@@ -197,7 +197,8 @@ class Agent:
             text = await store.config()
         if text is None:
             s = self.settings
-            raise TweedError(f"no network configuration in {s.store}, and no file {s.net_config_path}: write one with tweed net init")
+            how = "mount the ConfigMap there" if s.store == "kube" else "write one with tweed net init"
+            raise TweedError(f"no network configuration in {s.store}, and no file {s.net_config_path}: {how}")
         network = parse_network(text)
         check_supported(network)
         return network, text

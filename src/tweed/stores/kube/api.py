@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -152,7 +153,8 @@ def _why(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not to be trusted: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect: {error.os_error.strerror or error.os_error}"
+        number = error.os_error.errno or 0
+        return f"cannot connect: {os.strerror(number) if number > 0 else error.os_error.strerror or error.os_error}"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error) or "the connection broke"

@@ -188,8 +188,11 @@ class KubeStore:
             try:
                 async with contextlib.aclosing(self.api.lines(NODES, query, seconds + SILENCE_S)) as stream:
                     async for lines in stream:
-                        if events := reader.read(lines):
+                        events, end = reader.read(lines)
+                        if events:
                             yield events
+                        if end is not None:
+                            raise end
             except StoreUnavailable as broken:
                 error = broken
             # One that lived for a while is followed by the next. One that did not would be by another that does not, and so on.

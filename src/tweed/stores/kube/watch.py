@@ -129,9 +129,18 @@ class Reader:
         self.own = own
         self.holders = holders
 
-    def read(self, lines: list[bytes]) -> tuple[Event, ...]:
-        """Raises Compacted where the server has forgotten, StoreUnavailable for another error of it, StoreError for what is no answer."""
-        return tuple(event for line in lines for event in self.read_line(line))
+    def read(self, lines: list[bytes]) -> tuple[tuple[Event, ...], StoreError | None]:
+        """The events, and what came after them instead of another one.
+
+        That is Compacted where the server has forgotten, StoreUnavailable for another error of it, StoreError for what is no answer.
+        """
+        events: list[Event] = []
+        try:
+            for line in lines:
+                events += self.read_line(line)
+        except StoreError as error:
+            return tuple(events), error
+        return tuple(events), None
 
     def read_line(self, line: bytes) -> list[Event]:
         told = decode(line, WatchEvent)
