@@ -202,7 +202,7 @@ def test_beside_each_other(mixed: Mixed) -> None:
     done = moved.node.tweed("cleanup", "--flannel", *moved.node.flags)
     assert done.returncode == 0
     for name, value in OTHERS.items():
-        mixed.ctl("put", f"{PREFIX}/subnets/{name}", f"'{value}'")
+        mixed.ctl("put", f"--lease={mixed.ctl('lease', 'grant', '86400').split()[1]}", f"{PREFIX}/subnets/{name}", f"'{value}'")
     wait_for(lambda: {p["subject"] for p in moved.node.status()["problems"]} == set(OTHERS), "each is named")
     wait_for(lambda: peer.log.count("ignoring non-vxlan subnet") == len(OTHERS), "flanneld has seen them too")
     lines = [line for line in moved.node.log.read_text().splitlines() if "other-backend" in line]

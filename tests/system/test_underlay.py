@@ -95,6 +95,16 @@ def test_without_a_wish_it_is_the_best_default_route_and_said_why(cluster: Clust
     done = a.tweed("agent", *a.flags, "--dry-run")
     assert "# underlay ens33 with 192.168.2.1 and fd00:192::1, MTU 1500, because of the IPv4 default route with metric 100" in done.stdout, done.stderr
     assert "# underlay is not ens34 192.168.2.101 (lasting, default route with metric 200)" in done.stdout
+    a.sh("ip route add 203.0.113.0/24 dev ens34 src 192.168.2.101; ip -6 route add 2001:db8:5::/48 dev ens34")
+    for target in ("203.0.113.5", "2001:db8:5::1"):
+        a.iface = ("--iface-can-reach", target)
+        done = a.tweed("agent", *a.flags, "--dry-run")
+        assert f"# underlay ens34 with 192.168.2.101 and fd00:192::101, MTU 1500, because of --iface-can-reach {target} is routed there" in done.stdout
+    a.iface = ("--iface-can-reach", "198.51.100.1")
+    a.sh("ip route del default; ip route del default")
+    done = a.tweed("agent", *a.flags, "--dry-run")
+    assert done.returncode == 1 and "198.51.100.1" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    a.iface = ()
     a.start("--iface", "gone0", "--iface-regex", "^ens3", *BY_EVENT)
     shown = a.tweed("status").stdout
     assert "chosen because of --iface-regex ^ens3 matches the name" in shown and "not ens34 192.168.2.101 (lasting" in shown

@@ -562,8 +562,8 @@ class Agent:
         """How things stand, in one line."""
         if not self.ready:
             return f"not ready: {self.reason or self.fenced}"
-        problems = len(self.all_problems())
-        return f"ready: {len(self.dataplane.peers)} peers programmed{f', {problems} problems: see tweed status' if problems else ''}"
+        problems = f", {len(self.told)} problems: see tweed status" if self.told else ""
+        return f"ready: {len(self.dataplane.peers)} peers programmed{problems}"
 
     @property
     def fenced(self) -> str:
@@ -600,9 +600,11 @@ class Agent:
         if self.network is None or not self.report.foreign:
             return self.firewall.leftovers
         lengths = {span.network: span.subnet_len for family in (4, 6) if (span := self.network.range(family)) is not None}
-        peers = {e.subnet for lease in self.dataplane.peers.values() for e in lease.endpoints}
-        own = [e.subnet for e in self.lease().endpoints]
-        return msgspec.structs.replace(self.firewall.leftovers, routes=tuple(stray_routes(self.report.foreign, lengths, peers, own)))
+        strays = stray_routes(self.report.foreign, lengths, own=[e.subnet for e in self.lease().endpoints])
+        if strays:  # of peers they are shadowing routes, which have a problem of their own
+            peers = {e.subnet for lease in self.dataplane.peers.values() for e in lease.endpoints}
+            strays = [row for row in strays if row.dst not in peers]
+        return msgspec.structs.replace(self.firewall.leftovers, routes=tuple(strays))
 
     def all_problems(self) -> list[Problem]:
         refusals = refused(self.dataplane.backend, self.dataplane.peers, self.dataplane.reaches)

@@ -56,7 +56,7 @@ def _stray_routes(settings: Settings, netlink: Netlink) -> tuple[Route, ...]:
     rows = [row for network in lengths for row in tables.routes(netlink, network.family, inside=network)]
     if not any(row.protocol == PROTOCOL for row in rows):
         return ()
-    return tuple(flannel_rules.stray_routes(rows, lengths, (), env.subnets))
+    return tuple(flannel_rules.stray_routes(rows, lengths, env.subnets))
 
 
 def as_problem(found: Leftovers) -> Iterable[Problem]:

@@ -69,9 +69,9 @@ async def _main(settings: Settings, watch_kernel: bool) -> None:
         await serve(agent, end, stack)
         await cni_socket.serve(Cni(agent), settings.cni_socket, stack)
         notifier = Notifier(os.environ)
-        following = asyncio.create_task(notifier.follow(agent))
-        stack.callback(following.cancel)
-        stack.callback(notifier.tell, "STOPPING=1")
+        if notifier.address:
+            stack.callback(asyncio.create_task(notifier.follow(agent)).cancel)
+            stack.callback(notifier.tell, "STOPPING=1")
         running, told = asyncio.create_task(agent.run()), asyncio.create_task(ending.wait())
         await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

@@ -83,15 +83,15 @@ def _table(text: str, wanted: str) -> Iterator[str]:
             yield line
 
 
-def stray_routes(foreign: Iterable[Route], lengths: Mapping[Prefix, int], known: Collection[Prefix], own: Collection[Prefix]) -> list[Route]:
-    """Of other people's routes, those that flanneld writes and no peer explains: to a whole subnet by a node's address (host-gw,
-    DirectRouting), or a blackhole for this node's own subnet. `lengths`: a subnet's length by cluster network; `known`: subnets of peers."""
+def stray_routes(foreign: Iterable[Route], lengths: Mapping[Prefix, int], own: Collection[Prefix]) -> list[Route]:
+    """Of other people's routes, those that flanneld writes beside its devices: to a whole subnet by a node's address (host-gw, DirectRouting),
+    or a blackhole for this node's own subnet. `lengths`: a subnet's length by cluster network."""
     found = []
     for row in foreign:
         plain = row.protocol == PROTOCOL_BOOT and row.metric == (0 if row.dst.family == 4 else METRIC_IPV6_DEFAULT) and row.src is None
         if not plain or not any(network.contains(row.dst) and row.dst.length == length for network, length in lengths.items()):
             continue
-        if (row.type == BLACKHOLE and row.dst in own) or (row.gateway is not None and not row.onlink and row.dst not in known):
+        if (row.type == BLACKHOLE and row.dst in own) or (row.gateway is not None and not row.onlink):
             found.append(row)
     return found
 
