@@ -80,6 +80,9 @@ class Host:
     def peers(self) -> int:
         return self.node.sh("ip route show dev flannel.1; ip -6 route show dev flannel-v6.1").count(" via ")
 
+    def straight(self) -> int:
+        return self.node.sh("ip route show dev ens33; ip -6 route show dev ens33").count(" via ")
+
     def rules(self) -> str:
         """All rules that a flanneld or a tweed has made."""
         lines = self.node.sh("iptables-save; ip6tables-save; nft list tables").splitlines()
@@ -119,6 +122,31 @@ class Mixed(Cluster):
         """Values as they are stored, by key."""
         lines = self.ctl("get", "--prefix", f"{PREFIX}/subnets/").splitlines()
         return {key.rpartition("/")[2]: value for key, value in zip(lines[::2], lines[1::2], strict=True)}
+
+
+def test_straight_ways_go_over_too(tmp_path: Path) -> None:
+    """DirectRouting: routes by the nodes' own addresses, which hide ours until they are gone."""
+    with Mixed(tmp_path) as cluster:
+        cluster.configure(json.dumps(DUAL | {"Backend": {"Type": "vxlan", "DirectRouting": True}}))
+        for host in cluster.hosts:
+            host.start_flanneld()
+        for host in cluster.hosts:
+            wait_for(lambda host=host: host.straight() == 4, f"flanneld on {host.node.node} has all peers")
+            host.connect()
+        host = cluster.hosts[0]
+        before = host.node.sh("ip route; ip -6 route"), host.rules()
+        with streams(cluster):
+            host.end_flanneld()
+            host.node.start(*FLAGS)
+            assert len(host.node.problems() - {"flannel-leftovers", "shadowing-route"}) == 0
+            done = host.node.tweed("cleanup", "--flannel", *host.node.flags)
+            assert done.returncode == 0 and "ip -6 route replace" in done.stdout, done.stderr
+            wait_for(lambda: not host.node.problems(), "nothing of flanneld's is left")
+            assert host.straight() == 4 and host.node.sh("ip route; ip -6 route").count("proto 83") == 4
+            assert host.node.tweed("cleanup", "--to-flannel", *host.node.flags, "--ip-masq").returncode == 0
+            host.node.process = None
+            assert (host.node.sh("ip route; ip -6 route"), host.rules()) == before
+            host.start_flanneld()
 
 
 @pytest.fixture(scope="module")

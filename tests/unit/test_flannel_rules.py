@@ -65,6 +65,13 @@ def test_a_forward_chain_that_flanneld_opens_is_opened_by_us_too():
     ]
 
 
+def test_two_ways_of_one_network_take_one_pair_of_rules():
+    """Through the tunnel, and straight to neighbours (DirectRouting)."""
+    ways = [Overlay(NETWORK, OWN, "cni0", device) for device in ("flannel.1", "ens33")]
+    saved = Saved("iptables", 4, False, "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n")
+    assert [edit.line[:12] for edit in open_forward([], ways, [saved], vni=1).edits] == ["-I FORWARD 1", "-I FORWARD 2"]
+
+
 ROUTES = [
     ("10.244.7.0/24 by a node's address", Route(P("10.244.7.0/24"), "ens33", A("192.168.2.7"), 0, 3), True),
     ("ours", Route(P("10.244.7.0/24"), "ens33", A("192.168.2.7"), 8, PROTOCOL), False),

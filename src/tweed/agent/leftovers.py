@@ -11,7 +11,7 @@ from tweed.config import Settings
 from tweed.errors import TweedError
 from tweed.kernel import iptables, nft, processes, tables
 from tweed.kernel.netlink import Netlink
-from tweed.model import PROTOCOL, Change, Route
+from tweed.model import PROTOCOL, Change, Changes, Route
 from tweed.plan import flannel_rules
 from tweed.plan.forward_rules import Edit
 from tweed.plan.screen import Problem
@@ -27,7 +27,18 @@ class Leftovers(msgspec.Struct, frozen=True):
     def __iter__(self) -> Iterator[str]:
         yield from map(str, self.edits)
         yield from (f"nft {command}" for command in self.tables)
-        yield from (str(Change("delete", route)) for route in self.routes)
+        yield from map(str, self.route_changes)
+
+    @property
+    def route_changes(self) -> Changes:
+        """Of IPv6 there is one metric for both, so that the agent's own route waits until flanneld's is gone: it becomes the agent's, to keep or to remove."""
+        return tuple(_removal(route) for route in self.routes)
+
+
+def _removal(route: Route) -> Change:
+    if route.dst.family == 6 and route.device:
+        return Change("replace", msgspec.structs.replace(route, protocol=PROTOCOL))
+    return Change("delete", route)
 
 
 def firewall_leftovers(handle: nft.Nft) -> Leftovers:
@@ -44,7 +55,7 @@ def remove_leftovers(settings: Settings) -> Iterator[str]:
         iptables.apply(found.edits)
         if found.tables:
             handle.apply("\n".join(found.tables))
-        for failure in tables.apply(netlink, tuple(Change("delete", route) for route in found.routes)):
+        for failure in tables.apply(netlink, found.route_changes):
             raise TweedError(str(failure))
     yield from found
 
