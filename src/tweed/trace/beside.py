@@ -25,6 +25,7 @@ from tweed.wire.packet import decode
 # Frees that are a matter of course: a socket's queue thrown away, a reply that no datagram socket asked for, a packet socket's filter.
 NORMAL_REASONS = ("QUEUE_PURGE", "SOCKET_FILTER", "CONSUMED", "NOT_DROPPED_YET", "SOCKET_CLOSE")
 NORMAL_FUNCTIONS = ("ping_rcv", "packet_rcv", "tpacket_rcv", "raw_rcv", "rawv6_rcv")
+SOURCES = {"icmp": "id", "icmpv6": "id", "udp": "src_port", "tcp": "src_port"}
 ERRNO_TABLES = {-11: "no row", -22: "blackhole", -13: "prohibit", -113: "unreachable", -101: "unreachable"}
 
 
@@ -121,7 +122,7 @@ def lay(walk: Walk, branch: str, probe: Probe, cluster: Cluster, mine: Sequence[
             else:
                 elsewhere = sight
         differs = differences(hops[step], sight, masked or snat_possible(steps[: step + 1])) if position in owner else ()
-        masked = masked or other_source(sight, probe)  # told where it happens, and a matter of course from there on
+        masked = masked or translated(sight, probe)  # told where it happens, and a matter of course from there on
         moment = sight.event.t_ns
         told.setdefault(step, []).append(of_event(sight, began_ns, None if before_ns is None else (moment - before_ns) / 1000, differs))
         before_ns = moment
@@ -144,9 +145,16 @@ def snat_possible(steps: Sequence[Step]) -> bool:
     return any(said.id == "snat-possible" for step in steps for said in step.assumptions)
 
 
-def other_source(sight: Sight, probe: Probe) -> bool:
+def translated(sight: Sight, probe: Probe) -> bool:
+    """Whether masquerading has given the probe another source: an address, or (with the same address) another port or identifier."""
     network = sight.inner
-    return sight.leg == "there" and network is not None and network.octets("src") != probe.src
+    if sight.leg != "there" or network is None or sight.packet is None:
+        return False
+    if network.octets("src") != probe.src:
+        return True
+    layers = [layer for layer in sight.packet.layers if layer.level == network.level and not layer.quoted and layer.name in SOURCES]
+    field = layers[-1].get(SOURCES[layers[-1].name]) if layers else None
+    return field is not None and probe.sport is not None and field.value != probe.sport
 
 
 def at_place(stage: Stage, cluster: Cluster, mine: Sequence[Sight], after: int) -> list[int]:

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 import msgspec
 
 from tweed.addr import format_address
-from tweed.trace.beside import Laid, beside, in_tunnel
+from tweed.trace.beside import Laid, beside, in_tunnel, translated
 from tweed.trace.cluster import Cluster
 from tweed.trace.drops import ETHERNET, FORWARDS_TO_PEER, SEND_ERRORS, explain
 from tweed.trace.events import DROPPED
+from tweed.trace.firewall import Firewall
 from tweed.trace.frames import TTL, Probe
 from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk, kind_of
-from tweed.trace.sights import Leg, Sight, is_error
+from tweed.trace.sights import Sight, is_error
+
+OUR_TABLES = "tweed-"
 
 
 class Ways(msgspec.Struct, frozen=True):
@@ -43,11 +46,11 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     laid = beside(ways.there, probe, cluster, seen.sights, "there", seen.began_ns)
     there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe))
     made = msgspec.structs.replace(there, tier=tier, blind=blind, probe=probe)
-    if (other := masqueraded(seen.sights, probe)) is not None:
-        if answered and returned(seen.sights, cluster, probe):  # with the other source it came back all the same
-            unlike_only = made.first_divergence is not None and made.first_divergence.cause.id == "bytes-differ"
-            return msgspec.structs.replace(made, first_divergence=None) if unlike_only else made
-        return replaced(made, other, probe)
+    other = next((sight for sight in seen.sights if sight.moves and translated(sight, probe)), None)
+    if other is not None and made.first_divergence is not None and made.first_divergence.cause.id == "bytes-differ":
+        made = msgspec.structs.replace(made, first_divergence=None)  # masquerading is no fault while answers find their way
+    if other is not None and other.inner is not None and other.inner.octets("src") != probe.src:
+        return made if answered and returned(seen.sights, cluster, probe) else replaced(made, other, probe, cluster)
     if there.verdict not in ("delivered", "detour") or ways.back is None or probe.src == probe.dst:
         return made
     if not answered and not any(sight.leg == "back" and sight.event.kind == DROPPED for sight in seen.sights):
@@ -60,7 +63,7 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
         cluster,
         seen,
         arrived=arrived(ways.back, behind, cluster, back) or returned(seen.sights, cluster, probe),
-        compare=answer is not None and not errors(seen.sights),
+        compare=answer is not None and other is None and not errors(seen.sights),
     )
     reply = msgspec.structs.replace(reply, tier=tier)
     made = msgspec.structs.replace(made, reply=reply)
@@ -69,28 +72,29 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     return msgspec.structs.replace(made, first_divergence=made.first_divergence or reply.first_divergence)
 
 
-def masqueraded(sights: Sequence[Sight], probe: Probe) -> Sight | None:
-    """Where the probe first had another source than its own."""
-    for sight in sights:
-        network = sight.inner
-        if sight.leg == "there" and sight.moves and network is not None and network.octets("src") != probe.src:
-            return sight
-    return None
-
-
 def returned(sights: Sequence[Sight], cluster: Cluster, probe: Probe) -> bool:
     owner = cluster.owner(probe.src)
     return owner is not None and any(sight.leg == "back" and sight.node == owner.tables.name and sight.direction == "in" for sight in sights)
 
 
-def replaced(walk: Walk, sight: Sight, probe: Probe) -> Walk:
+def replaced(walk: Walk, sight: Sight, probe: Probe, cluster: Cluster) -> Walk:
     """Masqueraded and not answered: the way back from the other address is not the sender's."""
     network = sight.inner
     assert network is not None
     params = {"src": format_address(probe.src), "seen": format_address(network.octets("src")), "device": sight.event.device}
-    found = Divergence(sight.node, sight.event.device, Said("source-replaced", params))
-    known = walk.first_divergence if walk.first_divergence is not None and walk.first_divergence.cause.id != "bytes-differ" else None
+    rows, fixes = translating(cluster, sight.node)
+    found = Divergence(sight.node, sight.event.device, Said("source-replaced", params), rows, fixes)
+    known = walk.first_divergence
     return msgspec.structs.replace(walk, verdict=walk.verdict if known is not None else "lost", first_divergence=known or found)
+
+
+def translating(cluster: Cluster, node: str) -> tuple[tuple[Quote, ...], tuple[Fix, ...]]:
+    """The rules of a node that replace sources and are not our own, and what takes them away."""
+    tables = cluster.tables.get(node)
+    chains = Firewall(tables.node.nft).chains.values() if tables is not None else ()
+    rules = [(chain, rule) for chain in chains for rule in chain.rules if {"snat", "masquerade"} & {*rule.words} and not chain.table.startswith(OUR_TABLES)]
+    fixes = (Fix(node, f"nft delete rule {chain.family} {chain.table} {chain.name} handle {rule.handle}") for chain, rule in rules if rule.handle)
+    return tuple(rule.quote for _, rule in rules), tuple(fixes)
 
 
 def errors(sights: Sequence[Sight]) -> bool:
@@ -269,6 +273,3 @@ def unanswered(made: Walk, ways: Ways, laid: Laid, cluster: Cluster, seen: Outco
         return msgspec.structs.replace(made, verdict="dropped", reply=reply, first_divergence=back.first_divergence)
     found = Divergence(node, device, Said("no-answer", {"address": format_address(probe.dst)}), evidence(laid, seen))
     return msgspec.structs.replace(made, verdict="lost", first_divergence=made.first_divergence or found)
-
-
-__all__ = ["Leg", "Outcome", "Ways", "judge"]
