@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.errors import UsageError
-from tweed.model import Endpoint, KernelState, Lease, Route
+from tweed.model import PROTOCOL_BOOT, Endpoint, KernelState, Lease, Route
 from tweed.plan.backend import backend, check_supported, refused, way
 from tweed.plan.diff import diff
-from tweed.plan.rows import Reach, lease_rows, reach
+from tweed.plan.rows import Reach, divide, lease_rows, reach
 from tweed.plan.underlay import Underlay
 from tweed.wire.flannel import Network, parse_network
 
@@ -106,6 +106,14 @@ def test_from_direct_into_the_tunnel_an_ipv6_gateway_has_a_route_of_its_own_mean
     ]
     assert not [change for change in diff(have, want) if change.row.dst.is_host], "the other way needs none"
     assert not [change for change in diff(want, KernelState()) if isinstance(change.row, Route) and change.row.dst.is_host]
+
+
+def test_a_flannels_direct_route_is_ours_where_it_says_what_we_want():
+    want = lease_rows([PEER], {}, ON_LINK).routes
+    theirs = tuple(replace(row, protocol=PROTOCOL_BOOT, metric=0) for row in want)
+    others = tuple(replace(row, gateway=HOST[:3] + b"x") for row in theirs if row.dst.family == 4)
+    found = divide(KernelState(routes=theirs + others), (), [Prefix.parse("10.244.0.0/16"), Prefix.parse("fd00:244::/48")], want)
+    assert found.ours.routes == theirs and found.foreign == others
 
 
 def test_what_is_said_of_a_peer():

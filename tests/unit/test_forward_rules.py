@@ -60,6 +60,12 @@ def test_where_our_rules_go(rules: str, policy: str, place: tuple[str, int] | No
     assert edits(saved(rules, policy)) == expected
 
 
+@pytest.mark.parametrize(("rules", "policy", "place"), PLACES)
+def test_a_second_device_of_the_same_network_needs_no_second_pair_of_rules(rules: str, policy: str, place: tuple[str, int] | None) -> None:
+    direct = Overlay(OVERLAY.network, OVERLAY.subnet, OVERLAY.bridge, "ens33")
+    assert [str(edit) for edit in decide([], [OVERLAY, direct], [saved(rules, policy)], vni=1).edits] == edits(saved(rules, policy))
+
+
 def deleted(*lines: str, chain: str = "FORWARD") -> list[str]:
     return [f"iptables-nft -w -D {chain} {line}" for line in lines]
 

@@ -91,11 +91,11 @@ class Dataplane:
         want = self.want()
         if broken:
             want = _without(want, set(broken))
-        found = self._have(usable)
+        found = self._have(usable, want)
         self.foreign = frozenset((route.dst, route.metric) for route in found.foreign)
         changes = self._without_harm(diff(want, found.ours))
         if any(change.op == "delete" for change in changes):
-            changes = confirmed(changes, diff(want, self._have(usable).ours))
+            changes = confirmed(changes, diff(want, self._have(usable, want).ours))
         done, failures = self._apply(changes, found.ours)
         report = Report(
             steps,
@@ -134,7 +134,8 @@ class Dataplane:
             steps += [str(step) for step in device_steps(device, have, underlay.index if underlay else 0)]
             if have is not None:
                 there.append(device)
-        return steps + [str(change) for change in diff(self.want(), self._have(there).ours)]
+        want = self.want()
+        return steps + [str(change) for change in diff(want, self._have(there, want).ours)]
 
     def _mend_devices(self) -> tuple[tuple[DeviceStep, ...], dict[str, str]]:
         done: list[DeviceStep] = []
@@ -173,7 +174,7 @@ class Dataplane:
             case SetUp(name):
                 links.set_link(self.netlink, name, up=True)
 
-    def _have(self, devices: Sequence[Device]) -> Found:
+    def _have(self, devices: Sequence[Device], want: KernelState) -> Found:
         """The dumps that concern us, filtered in the kernel where it can."""
         vteps = [device for device in devices if isinstance(device, Vtep)]
         nl = self.netlink
@@ -183,7 +184,7 @@ class Dataplane:
             neighbours=tuple(n for v in vteps for n in tables.neighbours(nl, v.name, v.family)),
             fdb=tuple(f for v in vteps for f in tables.fdb(nl, v.name)),
         )
-        return divide(have, devices, self.networks)
+        return divide(have, devices, self.networks, want.routes)
 
     def _without_harm(self, changes: Changes) -> Changes:
         """Without the routes whose put would overwrite somebody else's: the kernel replaces by prefix and metric, whatever the device."""

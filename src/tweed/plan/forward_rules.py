@@ -121,7 +121,7 @@ def decide(listing: Sequence[Object], overlays: Sequence[Overlay], saved: Sequen
     for base in nft_chains.forward_hooks(listing):
         if (base.family, base.table, base.name) not in known:
             obstacles += _native(listing, base, overlays)
-    return Decision(tuple(edits), tuple(obstacles))
+    return Decision(tuple(edits), tuple(dict.fromkeys(obstacles)))
 
 
 def removal(saved: Iterable[Saved], vni: int) -> tuple[Edit, ...]:
@@ -141,6 +141,9 @@ def _iptables(saved: Saved, overlays: Sequence[Overlay], tag: str) -> tuple[list
     opened: list[tuple[Overlay, list[Drop]]] = []
     for overlay in overlays:
         drops = _meets(bare, overlay)
+        if opened and drops and _opens(want, overlay, drops):  # by the same rules as another device of the same network
+            opened.append((overlay, drops))
+            continue
         lines = _lines(overlay, tag)
         closed = any(drop.share is Share.ALL for drop in drops)
         if closed and _opens(want, overlay, drops):  # by the rules for another way of the same network

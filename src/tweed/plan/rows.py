@@ -15,6 +15,7 @@ from tweed.model import (
     METRIC_IPV6_DEFAULT,
     NUD_PERMANENT,
     PROTOCOL,
+    PROTOCOL_BOOT,
     PROTOCOL_KERNEL,
     TABLE_MAIN,
     Change,
@@ -123,14 +124,16 @@ class Found(msgspec.Struct, frozen=True):
     foreign: tuple[Route, ...]
 
 
-def divide(have: KernelState, ours: Sequence[Device], networks: Sequence[Prefix]) -> Found:
+def divide(have: KernelState, ours: Sequence[Device], networks: Sequence[Prefix], want: Iterable[Route] = ()) -> Found:
     """Which rows of a dump are ours to keep or remove.
 
     On our devices every row inside the cluster network is ours whatever its protocol or metric (a flannel's route
     has metric 0 and would win), except what the kernel made itself; neighbours and fdb entries by device and permanent
-    state. On any other device only routes with our protocol number, and inside our own networks (another tweed may serve others).
+    state. On any other device only routes with our protocol number, and inside our own networks (another tweed may serve others),
+    and those that a flannel wrote for what we `want`: its host-gw's and DirectRouting's.
     """
     devices = {device.name for device in ours}
+    flannels = {(route.dst, route.gateway, route.device) for route in want}
 
     def inside(prefix: Prefix) -> bool:
         return any(network.contains(prefix) for network in networks)
@@ -140,7 +143,8 @@ def divide(have: KernelState, ours: Sequence[Device], networks: Sequence[Prefix]
     for route in have.routes:
         if route.table != TABLE_MAIN or not inside(route.dst):
             continue
-        if route.protocol == PROTOCOL or (route.device in devices and route.protocol != PROTOCOL_KERNEL):
+        theirs = route.protocol == PROTOCOL_BOOT and (route.dst, route.gateway, route.device) in flannels
+        if theirs or route.protocol == PROTOCOL or (route.device in devices and route.protocol != PROTOCOL_KERNEL):
             routes.append(route)
         elif route.device not in devices:
             foreign.append(route)
