@@ -13,6 +13,7 @@ from tests.system.conftest import Lab, all_pairs, eventually, ping, running, twe
 from tests.system.stream import Stream
 
 from tweed.kernel.netns import open_netns, run_in
+from tweed.lab import processes
 
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
 
@@ -115,6 +116,33 @@ def test_a_cluster_changes_its_mode_and_leaves_nothing_of_the_old_one(modes: Lab
     assert not any("flannel" in row for row in ours(modes, one.name))
     assert f"{subnet} via {host} dev ens33" in ours(modes, one.name)
     talk(modes)
+
+
+V4 = {"Network": "10.244.0.0/16"}
+
+
+def test_into_the_udp_mode_and_out_of_it_nothing_stays_behind() -> None:
+    with running("modes4", "--nodes", "2", "--pods-per-node", "1", "--backend", "vxlan") as lab:
+        inodes = {node.inode for node in lab.nodes}
+        before = len(processes.inside(inodes))
+        talk(lab, (4,))
+
+        change_to(lab, {"Type": "udp"}, V4)
+        one = lab.nodes[0].name
+        assert ours(lab, one) == ["10.244.0.0/16 dev flannel0 scope link", " flannel0"]
+        assert lab.agent(one)["mtu"] == 1472
+        talk(lab, (4,))
+
+        change_to(lab, {"Type": "host-gw"}, V4)
+        assert not any("flannel" in row for row in ours(lab, one))
+        talk(lab, (4,))
+        eventually(lambda: len(processes.inside(inodes)) == before, "no process forwards any more")
+
+        change_to(lab, {"Type": "udp"}, V4)
+        talk(lab, (4,))
+        change_to(lab, {"Type": "vxlan"}, V4)
+        assert not any("flannel0" in row for row in ours(lab, one)) and any("flannel.1" in row for row in ours(lab, one))
+        talk(lab, (4,))
 
 
 class Space(NamedTuple):
