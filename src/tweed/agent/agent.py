@@ -145,7 +145,7 @@ class Agent:
         self.problems.pop("mac-rewritten", None)
         self.membership = Membership(store, self.owner, self.settings.renew_margin_s, self.on_leases, given=self.given is not None)
         self.underlay = await self._insist(self._choose_underlay)
-        self.site.check_overlap()
+        self.site.check_overlap(self.attachments.ledger.bridges)
         await self._insist(self._be_alone)
         await self._insist(self._acquire)
         await self._insist(self._set_up_dataplane)
@@ -539,7 +539,7 @@ class Agent:
             network = parse_network(text)
             check_supported(network)
             claim.check_backend_reading(network, self.membership.records.values())
-            Site(self.settings, network, self.netlink).check_overlap()
+            Site(self.settings, network, self.netlink).check_overlap(self.attachments.ledger.bridges)
         except UsageError as error:
             self.problems["config"] = Problem("config", self.settings.store, f"the new configuration is wrong, the old one stays in force: {error}")
             return

@@ -1,45 +1,70 @@
-"""Deleting devices, several at once and beside the agent's loop: the kernel waits 15 ms for every deletion, however many devices it is of."""
+"""Deleting devices beside the agent's loop, several at once.
+
+A device is gone, for everybody, some milliseconds before the kernel lets go of who deleted it: that one waits for a whole RCU grace
+period (rcu_barrier in netdev_run_todo), 15 ms, however many devices it deleted. So threads do the waiting, what is asked for while all
+of them wait goes in one deletion, and the kernel's own notice that a device is gone is answer enough.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 from tweed.errors import KernelError
 from tweed.kernel import links
+from tweed.kernel.monitor import LINK, Monitor
 from tweed.kernel.netlink import Netlink
+from tweed.model import Link
+
+THREADS = 4
 
 
 class Removal:
-    """Whoever asks while a deletion is under way shares the next one."""
-
     def __init__(self) -> None:
-        self._netlink = Netlink()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="removal")
+        self._idle = [Netlink() for _ in range(THREADS)]
+        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="removal")
+        self._monitor = Monitor(groups=LINK)
+        self._listening = False
         self._asked: dict[str, asyncio.Future[None]] = {}
-        self._working: asyncio.Task[None] | None = None
+        self._going: dict[str, asyncio.Future[None]] = {}
 
     async def remove(self, name: str) -> None:
         """Delete a device of this node; one that is gone is no error. Raises KernelError."""
-        done = self._asked.setdefault(name, asyncio.get_running_loop().create_future())
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
+        loop = asyncio.get_running_loop()
+        if not self._listening:
+            self._listening = True
+            loop.add_reader(self._monitor, self._hear)
+        done = self._going.get(name) or self._asked.setdefault(name, loop.create_future())
+        self._start()
         await asyncio.shield(done)
 
-    async def _work(self) -> None:
+    def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            while self._asked:
-                asked, self._asked = self._asked, {}
-                failed: KernelError | None = None
-                try:
-                    await loop.run_in_executor(self._thread, links.delete_links, self._netlink, [*asked])
-                except KernelError as error:
-                    failed = error
-                for done in asked.values():
-                    if failed is None:
-                        done.set_result(None)
-                    else:
-                        done.set_exception(KernelError(failed.operation, failed.errno, failed.text))
-        finally:
-            self._working = None
+        if self._asked and self._idle:
+            netlink, asked, self._asked = self._idle.pop(), self._asked, {}
+            self._going |= asked
+            deleting = loop.run_in_executor(self._threads, links.delete_links, netlink, [*asked])
+            deleting.add_done_callback(functools.partial(self._finish, netlink, asked))
+
+    def _finish(self, netlink: Netlink, asked: dict[str, asyncio.Future[None]], deleting: asyncio.Future[None]) -> None:
+        self._idle.append(netlink)
+        error = deleting.exception()
+        for name, done in asked.items():
+            self._going.pop(name, None)
+            if done.done():
+                continue
+            if isinstance(error, KernelError):
+                done.set_exception(KernelError(error.operation, error.errno, error.text))
+            elif error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+        self._start()
+
+    def _hear(self) -> None:
+        for notice in self._monitor.drain():
+            if notice.op == "del" and isinstance(notice.row, Link):
+                done = self._going.get(notice.row.name)
+                if done is not None and not done.done():
+                    done.set_result(None)

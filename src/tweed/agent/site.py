@@ -69,14 +69,15 @@ class Site:
                 return Way(device)
             return Way(device, parse_address(probe.getsockname()[0]))
 
-    def check_overlap(self) -> None:
+    def check_overlap(self, pods: Collection[str] = ()) -> None:
         """Refuse a cluster network that contains the host's own addresses; bridges on this node's own subnet are where its pods are.
 
         Docker's bridge on what looks like another node's subnet is from before the subnet changed: a problem to name, not to refuse.
+        The same goes for `pods`, the bridges that we made ourselves: they keep it while a container has an address of it.
         """
         host = self.host()
         own: list[Prefix] = list(files.previous_subnet(self.settings.subnet_file).subnets)
-        own += [address for name, address in self.container_bridges() if name.startswith(DOCKER)]
+        own += [address for name, address in self.container_bridges() if name.startswith(DOCKER) or name in pods]
         addresses = [(a.device, a.address) for a in host.addresses if not any(p.contains(a.address) for p in own)]
         if overlaps := host_overlaps(self.network, addresses, self._our_names):
             raise UsageError(overlaps[0])
