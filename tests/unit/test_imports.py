@@ -54,7 +54,7 @@ TABLES = (
     "trace.join",
 )
 # Held against leases: what rows a lease needs, `plan` says.
-DIAGNOSIS = ("trace.mend", "trace.diagnose", "trace.trip")
+DIAGNOSIS = ("trace.mend", "trace.case_vtep", "trace.case_routes", "trace.diagnose", "trace.trip")
 SHOWN = ("trace.messages", "trace.render", "trace.svg", "trace.ink", "trace.figure", "trace.pcap")
 PURE = ("wire", "plan", *TABLES, *DIAGNOSIS, *SHOWN, "doctor.checks")
 LOWER = (*VALUES, *PURE, "kernel", "stores")

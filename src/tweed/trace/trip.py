@@ -44,7 +44,13 @@ def answering(probe: Probe) -> Probe:
 
 
 def full_size(cluster: Cluster, intent: Intent, probe: Probe, there: Walk, tier: Tier) -> Walk | None:
-    """The same at the MTU of the device that it first leaves by, not to be cut; None where that is not known, or is no larger."""
+    """The same at the MTU of the device that it first leaves by, not to be cut; None where that is not known, or is no larger.
+
+    Not of a container beside the overlay, which learns the tunnel's MTU from the first packet that does not fit (RFC 1191).
+    """
+    owner = cluster.owner(probe.src)
+    if owner is not None and cluster.host_of(owner.tables) is not owner.tables and intent.peers and intent.of(probe.src) is None:
+        return None
     first = next((step.hop for step in there.steps if step.hop is not None and step.hop.direction == "out"), None)
     if first is None or first.mtu is None or first.mtu <= probe.size or there.verdict != "delivered":
         return None
