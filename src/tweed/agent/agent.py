@@ -205,6 +205,7 @@ class Agent:
 
     async def _choose_underlay(self) -> Underlay:
         assert self.site is not None
+        await self._check_given()  # what it says of this node's address may have been mended
         underlay = self.site.underlay()
         log.info("underlay is %s, because of %s", underlay, underlay.why)
         for other in underlay.instead_of:

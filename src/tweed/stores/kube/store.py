@@ -12,7 +12,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -70,6 +70,7 @@ class KubeStore:
         self.warnings = self.own.warnings
         self.published = Published(0)  # at the last snapshot
         self.holders: dict[str, str] = {}  # the Node's name by key, as last heard
+        self.watches = 0
 
     @classmethod
     def of(cls, settings: Settings) -> KubeStore:
@@ -104,14 +105,18 @@ class KubeStore:
         return found
 
     async def given(self, node: str) -> Given:
-        """From what the watch last saw of the Node, where it did. Raises StoreUnavailable with the reason to wait for."""
+        """What the watch last saw of the Node, while there is a watch. Raises StoreUnavailable with the reason to wait for."""
         self.own.name = node
-        if self.own.now is None:
+        if self.own.now is None or not self.watches:
             try:
                 body = await self.api.ask("GET", path(node))
+                self.own.see(decode(body, Node), body, node)
             except Absent:
+                self.own.now = None
                 raise StoreUnavailable(f"Node {node} does not exist: kubelet makes it; if its name is another, say so with NODE_NAME or --node-name") from None
-            self.own.see(decode(body, Node), body, node)
+            except StoreUnavailable:
+                if self.own.now is None:
+                    raise
         own = self.own.now
         if own is None or not (own.given.subnet or own.given.subnet6):
             self.own.now = None  # ask again
@@ -177,6 +182,15 @@ class KubeStore:
     # ---- watching ------------------------------------------------------------------------------------------------
 
     async def watch(self, revision: int) -> AsyncIterator[tuple[Event, ...]]:
+        self.watches += 1
+        try:
+            async with contextlib.aclosing(self._streams(revision)) as batches:
+                async for events in batches:
+                    yield events
+        finally:
+            self.watches -= 1
+
+    async def _streams(self, revision: int) -> AsyncGenerator[tuple[Event, ...], None]:
         """Streams are followed one after the other, each from where the last one ended: the server ends every one after a while."""
         now = self.published.copy() if self.published.revision == revision else Published(revision)
         reader = Reader(now, self.names, self.own, self.holders)
