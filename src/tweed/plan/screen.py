@@ -68,6 +68,7 @@ class Screening:
         self.problems: dict[str, list[Problem]] = {}
         self.contested: set[str] = set()  # leases that have a rival, both sides: what happens to one decides about another
         self.taken = _Taken()
+        self.behind = False  # a lease of unusual length gave way: one that comes later may stand before it
 
     def see(self, records: Mapping[str, LeaseRecord], junk: Iterable[Junk], own: LeaseRecord | None, changed: AbstractSet[str] | None = None) -> Screened:
         """What `screen` says of all these records. `changed`: the keys that may differ from what was seen last, None for all."""
@@ -95,6 +96,8 @@ class Screening:
 
     def _see_some(self, records: Mapping[str, LeaseRecord], changed: AbstractSet[str]) -> bool:
         """False, and half done, when other leases are concerned too."""
+        if self.behind:
+            return False
         for key in changed:
             self.problems.pop(key, None)
             if (lease := self.peers.pop(key, None)) is not None:
@@ -133,6 +136,7 @@ class Screening:
                 problems.append(Problem("bad-lease", key, f"{endpoint.subnet}: {why}; skipped"))
         if problems:
             self.problems[key] = problems
+            self.behind |= self._unusual(record)
         if good == list(lease.endpoints):
             self.peers[key] = lease
         elif good:
