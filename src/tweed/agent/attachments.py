@@ -260,15 +260,17 @@ class Attachments:
             raise KernelError(str(failure.change), failure.errno, failure.text)
 
     def _facts(self, bridge: str, container: Container) -> Facts:
-        loopback = links.link(container.nl, "lo")
+        inside = links.links(container.nl)
+        # A container that has nothing but its loopback has no routes either.
+        families = (4, 6) if any(link.name != "lo" for link in inside) else ()
         addresses = tables.addresses(self.nl)
         return Facts(
             bridge=links.link(self.nl, bridge),
             bridge_addresses=frozenset(row.address for row in addresses if row.device == bridge),
-            loopback_up=loopback is not None and loopback.up,
+            loopback_up=any(link.name == "lo" and link.up for link in inside),
             ipv6=sysctl.has_ipv6(),
             elsewhere=tuple(row for row in addresses if row.device != bridge),
-            routed=frozenset(route.dst for family in (4, 6) for route in tables.routes(container.nl, family, table=TABLE_MAIN)),
+            routed=frozenset(route.dst for family in families for route in tables.routes(container.nl, family, table=TABLE_MAIN)),
         )
 
     def _claim(self, network: NodeNetwork, facts: Facts) -> Bridge:
