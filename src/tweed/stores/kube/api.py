@@ -24,7 +24,6 @@ LINE_MAX = 4 << 20
 RETRY_AFTER_MAX_S = 60.0
 SAID_MAX = 300  # characters
 
-MERGE = "application/merge-patch+json"
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
 
@@ -36,7 +35,6 @@ class Refusal(msgspec.Struct):
     """What of the server's Status object says why."""
 
     message: str = ""
-    reason: str = ""
     code: int = 0
 
 
