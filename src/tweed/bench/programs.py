@@ -66,7 +66,7 @@ def latency_us(ground: Ground, seconds: int, *, over_tcp: bool) -> float:
 def _iperf3(ground: Ground, seconds: int, *options: str) -> dict[str, Any]:
     port = next(PORTS)
     with _server(ground, port, ["iperf3", "-s", "-1", "-p", str(port)]):
-        text = _client(ground, ["iperf3", "-c", ground.address, "-J", "-t", str(seconds), "-p", str(port), *options], seconds)
+        text = _client(ground, ["iperf3", "-c", ground.address, "-J", "--connect-timeout", "3000", "-t", str(seconds), "-p", str(port), *options], seconds)
     document = msgspec.json.decode(text)
     if "error" in document:
         raise TweedError(f"{ground.name}: iperf3: {document['error']}")

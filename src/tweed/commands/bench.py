@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -44,6 +45,8 @@ def dataplane(modes: str | None, rounds: int, seconds: int, against: tuple[str, 
 
     programs.check()
     names = chosen(modes)
+    if svg is not None and not os.access(svg.parent, os.W_OK):  # said before the minutes that it would be in vain
+        raise TweedError(f"--svg {svg}: {svg.parent} is not a directory that can be written to")
     with grounds.grounds(names, say, against) as ways:
         result = measure(ways, rounds, seconds, say)
     if svg is not None:
