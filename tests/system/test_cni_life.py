@@ -72,7 +72,7 @@ def queued(node):
 def test_an_agent_that_is_away(node):
     """DEL is taken down and done later; everything else is refused after ten seconds, in the words that the agent left."""
     runtimes = {relay: installed(node, relay) for relay in ("c", "python")}
-    said = re.compile(r"the tweed agent of this node does not run; when it was last heard of, the agent of n1 \(pid \d+\) was ready")
+    said = re.compile(r"the tweed agent of this node does not answer; when it was last heard of, the agent of n1 \(pid \d+\) was ready")
     with sandboxes(3) as boxes:
         before = {relay: runtime.add(NETWORK, relay, box.path) for (relay, runtime), box in zip(runtimes.items(), boxes, strict=False)}
         node.end(signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_an_agent_that_is_away(node):
             out, err = process.communicate(timeout=60)
             document = json.loads(out)
             assert (process.returncode, document["code"], err) == (1, 50 if command == "STATUS" else 11, "")
-            assert said.match(document["msg"]) and "start tweed agent again" in document["details"]
+            assert said.match(document["msg"]) and "see whether tweed agent runs" in document["details"]
             assert document["cniVersion"] == ("1.1.0" if command == "STATUS" else "1.0.0")
         for process in never:
             out, _ = process.communicate(timeout=60)

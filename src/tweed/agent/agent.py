@@ -594,7 +594,7 @@ class Agent:
         """For the plugin, should it find no agent: how things stood."""
         state = "was ready" if self.ready else f"was not ready: {self.reason or self.fenced}"
         details = f"when it was last heard of, the agent of {self.owner.node} (pid {os.getpid()}) {state}"
-        self.spool.tell(f"the tweed agent of this node does not run; {details}", "start tweed agent again; its log says why it ended")
+        self.spool.tell(f"the tweed agent of this node does not answer; {details}", "see whether tweed agent runs, and what its log says")
 
     def leftovers(self) -> Leftovers:
         """What a flanneld left here, as the last pass saw it."""

@@ -80,7 +80,8 @@ def ask(path: bytes, call: bytes, command: bytes) -> bytes | None:
         agent.connect(path)
         answer = b""
         descriptors = open_inside(command)
-        agent.setsockopt(SOL_SOCKET, SO_RCVTIMEO, ANSWER_S.to_bytes(8, sys.byteorder) + bytes(8))
+        long = 8 if sys.maxsize >> 32 else 4
+        agent.setsockopt(SOL_SOCKET, SO_RCVTIMEO, ANSWER_S.to_bytes(long, sys.byteorder) + bytes(long))
         rights = b"".join(each.to_bytes(4, sys.byteorder) for each in descriptors)
         sent = agent.sendmsg([call], [(SOL_SOCKET, SCM_RIGHTS, rights)] if rights else [])
         while descriptors:  # the agent has its own now: a packet socket's last close takes long
