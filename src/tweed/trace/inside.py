@@ -12,6 +12,8 @@ from tweed.trace.path import Packet, Path
 from tweed.trace.result import Asked, Fix, Loser, Quote, Said
 from tweed.trace.tables import Tables, quote
 
+PROXIED = (b"\xa9\xfe", b"\xfe\x80")  # 169.254.0.0/16, fe80::/16
+
 
 def from_container(path: Path, behind: Behind) -> None:
     """From a container whose own tables are not here: it sends to its gateway, or directly to one of its own network."""
@@ -279,5 +281,9 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
             path.arrive(packet)
     elif bridge is not None:
         to_port(path, packet, bridge, target, mac)
+    elif gateway is None and mac is None and target[:2] not in PROXIED and host.complete("address"):
+        # Nobody has the gateway's address, and only link-local ones are answered for by proxy (Calico).
+        params = {"address": format_address(target), "device": device, "state": "INCOMPLETE"}
+        path.fail(packet, packet.device, "lost", "neighbour-failed", params)
     else:
         path.arrive(packet)
