@@ -86,17 +86,6 @@ class Container:
         except OSError as error:
             raise KernelError(operation, error.errno or 0, error.strerror or "") from None
 
-    def read_sysctl(self, key: str) -> str | None:
-        """The value of a key below net/ipv6/conf/, None where there is none."""
-        if self.conf6 is None:
-            return None
-        try:
-            descriptor = os.open(key.removeprefix(CONF6), os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.conf6)
-        except FileNotFoundError:
-            return None
-        with open(descriptor) as file:
-            return file.read().strip()
-
     def send(self, device: str, frames: Sequence[bytes]) -> None:
         """Send Ethernet frames from a device. Raises KernelError."""
         if self.packet is None:
