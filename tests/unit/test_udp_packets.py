@@ -391,6 +391,6 @@ def test_a_new_table_keeps_what_is_known_of_hosts() -> None:
     core = make_fast()
     core.inbound(int(SENDER), GOOD * 2, len(GOOD))
     core.set_table(packed())
-    assert core.hosts() == [(int(SENDER), 1, 0), (int(IPv4Address("192.0.2.3")), 0, 0)]
+    assert core.hosts() == [(int(SENDER), 0, 0), (int(IPv4Address("192.0.2.3")), 0, 0)]
     core.set_table(bytes(12))
     assert core.hosts() == []

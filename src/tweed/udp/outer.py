@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import suppress
 
 from tweed.addr import format_address
@@ -11,6 +12,10 @@ from tweed.errors import KernelError
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
+# A peer that takes long bursts says so with the outer time to live, which flannel leaves at the kernel's 64, and which no NAT and no
+# firewall minds: more than PLAIN_TTL arrives from it, however many routers there are.
+IP_TTL, IP_RECVTTL = 2, 12
+BURST_TTL, PLAIN_TTL = 255, 128
 BUFFER = 8 << 20
 RECEIVE = 1 << 16
 
@@ -46,15 +51,18 @@ def receive_bursts(opened: socket.socket) -> str:
     """Have equal datagrams delivered together (Linux 5.0). "" when granted, else the kernel's words."""
     try:
         opened.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        opened.setsockopt(socket.IPPROTO_IP, IP_TTL, BURST_TTL)
+        opened.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
     except OSError as error:
         return error.strerror or str(error)
     return ""
 
 
-def receive(opened: socket.socket, buffer: bytearray | memoryview) -> tuple[int, int, int] | None:
-    """Bytes, size of each datagram among them (the last may be shorter) and the sender; None when nothing waits."""
+def receive(opened: socket.socket, buffer: bytearray | memoryview) -> tuple[int, int, int, bool] | None:
+    """Bytes, size of each datagram among them (the last may be shorter), the sender, and does it take bursts; None when nothing waits."""
     with suppress(BlockingIOError):
-        n, ancillary, _, sender = opened.recvmsg_into([buffer], 64)
-        size = next((int.from_bytes(data[:4], "little") for level, kind, data in ancillary if (level, kind) == (socket.IPPROTO_UDP, UDP_GRO)), n)
-        return n, size, int.from_bytes(socket.inet_aton(sender[0]))
+        n, ancillary, _, sender = opened.recvmsg_into([buffer], 96)
+        said = {(level, kind): int.from_bytes(data[:4], sys.byteorder) for level, kind, data in ancillary}
+        size, ttl = said.get((socket.IPPROTO_UDP, UDP_GRO), n), said.get((socket.IPPROTO_IP, IP_TTL), 0)
+        return n, size, int.from_bytes(socket.inet_aton(sender[0])), ttl > PLAIN_TTL
     return None

@@ -25,7 +25,7 @@ Parts = list[bytes | bytearray | memoryview]
 
 class Vector(Naive):
     """`segment`: the socket cuts a send into datagrams. `merge_tcp`, `merge_udp`: the TUN takes such packets merged. `burst`: the most
-    datagrams at once to a peer that has not yet sent several at once itself."""
+    datagrams at once to a peer that has not said that it takes long bursts (outer.BURST_TTL)."""
 
     def __init__(self, tun: int, opened: socket.socket, port: int, *, segment: bool, merge_tcp: bool, merge_udp: bool, burst: int) -> None:
         super().__init__(tun, opened, port)
@@ -137,7 +137,8 @@ class Vector(Naive):
             got = outer.receive(self.socket, self.received)
             if got is None:
                 return
-            n, size, sender = got
+            n, size, sender, fast = got
+            (self.shown_fast.add if fast else self.shown_fast.discard)(sender)
             self.take(sender, self.received[:n], size)
 
     def take(self, sender: int, data: memoryview, size: int) -> None:
@@ -159,9 +160,7 @@ class Vector(Naive):
         if sender not in self.table.hosts:
             self.count["rx-stranger"] += -(-len(data) // size) if size and len(data) else 1
             return []
-        if 0 < size < len(data):
-            self.shown_fast.add(sender)
-        else:
+        if not 0 < size < len(data):
             size = len(data)
         written: list[tuple[Parts, int]] = []
         at = 0

@@ -29,7 +29,7 @@
 #define UDP_GRO 104
 #endif
 
-enum { SLOT = VNET + PACKET_MAX + 1, EVENTS_MAX = 8, READS = 64, RECEIVES = 16, OUTER_PORT = 8285, BLOCKED_MS = 10 };
+enum { SLOT = VNET + PACKET_MAX + 1, EVENTS_MAX = 8, READS = 64, RECEIVES = 16, OUTER_PORT = 8285, BLOCKED_MS = 10, PLAIN_TTL = 128 };
 
 static const char *const COUNTERS[COUNTERS_END] = {
     "tx-packets", "tx-bytes", "tx-sends", "rx-packets", "rx-bytes", "rx-writes", "rx-foreign", "fallbacks",
@@ -208,8 +208,7 @@ static void turn_outbound(Core *core)
 
 static void handle_inbound(Core *core, struct host *from, uint8_t *bytes, size_t length, size_t size)
 {
-    if (size && length > size) from->shown_fast = 1;
-    else size = length;
+    if (!size || length < size) size = length;
     size_t used = 0;
     do {
         struct inbound in;
@@ -241,19 +240,23 @@ static void turn_inbound(Core *core)
 {
     for (int i = 0; i < RECEIVES; i++) {
         struct sockaddr_in from = {.sin_family = AF_UNSPEC};
-        union { char bytes[CMSG_SPACE(sizeof(int)) * 2]; struct cmsghdr align; } control;
+        union { char bytes[CMSG_SPACE(sizeof(int)) * 4]; struct cmsghdr align; } control;
         struct iovec iov = {core->received, SLOT};
         struct msghdr message = {.msg_name = &from, .msg_namelen = sizeof from, .msg_iov = &iov, .msg_iovlen = 1,
                                  .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
         ssize_t n = recvmsg(core->socket, &message, MSG_DONTWAIT);
         if (n < 0) break;
-        int size = 0;
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+        int size = 0, ttl = 0;
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
             if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) memcpy(&size, CMSG_DATA(c), sizeof size);
+            if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TTL) memcpy(&ttl, CMSG_DATA(c), sizeof ttl);
+        }
         if (size < 0) size = 0;
         struct host *host = from.sin_family == AF_INET ? find_host(&core->table, ntohl(from.sin_addr.s_addr)) : NULL;
-        if (host) handle_inbound(core, host, core->received, (size_t)n, (size_t)size);
-        else core->counters[RX_STRANGER] += size && n ? ((size_t)n + (size_t)size - 1) / (size_t)size : 1;
+        if (host) {
+            host->shown_fast = ttl > PLAIN_TTL; /* outer.py says why */
+            handle_inbound(core, host, core->received, (size_t)n, (size_t)size);
+        } else core->counters[RX_STRANGER] += size && n ? ((size_t)n + (size_t)size - 1) / (size_t)size : 1;
     }
 }
 

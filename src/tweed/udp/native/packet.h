@@ -28,7 +28,7 @@ enum counter {
 
 struct host {                /* one outer address; peers may share it */
     uint32_t address;        /* addresses are in host order everywhere here */
-    uint32_t shown_fast;     /* it has sent more than one packet in a burst */
+    uint32_t shown_fast;     /* its outer packets say that it takes long bursts */
     int32_t no_segment;      /* errno of the UDP_SEGMENT send that failed, else 0 */
 };
 
