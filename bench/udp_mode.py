@@ -115,15 +115,25 @@ class Pair:
             return {"latency": self.latency(seconds), **self.stream(pids, seconds), "packets": self.packets(seconds)}
 
     def stream(self, pids: list[int], seconds: float) -> Figures:
-        """Gbit/s of one TCP connection, CPU seconds of both processes per GB, retransmissions."""
+        """Gbit/s of one TCP connection, CPU seconds of both processes per GB, retransmissions. A run that loses iperf3's own messages is run again."""
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired, subprocess.CalledProcessError):
+                return self.one_stream(pids, seconds)
+            print("iperf3 did not come to its end: again", file=sys.stderr, flush=True)
+
+    def one_stream(self, pids: list[int], seconds: float) -> Figures:
         server = subprocess.Popen(self.inside("pb", "iperf3", "--forceflush", "-s", "-1"), stdout=subprocess.PIPE, text=True)
         assert server.stdout is not None
         while "listening" not in server.stdout.readline():
             pass
         before = sum(map(cpu_s, pids))
-        client = subprocess.run(self.inside("pa", "iperf3", "-J", "-t", str(seconds), "-c", PODS["b"]), capture_output=True, text=True, check=True)
-        used = sum(map(cpu_s, pids)) - before
-        server.communicate()
+        try:
+            command = self.inside("pa", "iperf3", "-J", "-t", str(seconds), "-c", PODS["b"])
+            client = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 10)
+            used = sum(map(cpu_s, pids)) - before
+        finally:
+            server.kill()
+            server.communicate()
         end = json.loads(client.stdout)["end"]
         received = end["sum_received"]["bytes"]
         return {"gbit": received * 8 / end["sum_received"]["seconds"] / 1e9, "cpu": used / received * 1e9, "again": end["sum_sent"]["retransmits"]}

@@ -1,0 +1,247 @@
+"""The forwarding process of the UDP mode against the real kernel, with a plain peer on the other side that checks every checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.kernel.conftest import Namespace
+
+from tweed.addr import Prefix, parse_address
+from tweed.kernel import tun
+from tweed.kernel.netns import run_in
+from tweed.udp.control import Report, Request, Task, ask
+from tweed.udp.peers import Table, peer
+
+PLAIN = Path(__file__).parent / "plain_peer.py"
+OUTER = ("192.0.2.1", "192.0.2.2")
+INNER = ("10.244.1.0", "10.244.2.0")
+PATHS = ("fast", "numpy", "naive")
+PATIENCE_S = 20.0
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.02)
+
+
+class World:
+    """`here` runs the forwarding process, `there` a plain peer."""
+
+    def __init__(self, here: Namespace, there: Namespace, directory: Path) -> None:
+        self.here, self.there = here, there
+        self.socket = directory / "udp.sock"
+        here.run(f"ip link add eth0 type veth peer name eth0 netns {there.name}")
+        for space, outer, inner in zip((here, there), OUTER, INNER, strict=True):
+            run_in(space.fd, lambda: tun.create("flannel0"))
+            space.run(f"sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip addr add {outer}/24 dev eth0; ip link set eth0 up")
+            space.run(f"ip addr add {inner}/32 dev flannel0; ip link set flannel0 mtu 1472 up; ip route add 10.244.0.0/16 dev flannel0")
+        self.table = Table(Prefix.parse("10.244.1.0/24"), (peer(Prefix.parse("10.244.2.0/24"), parse_address(OUTER[1])),))
+
+    @contextlib.contextmanager
+    def forwarding(self, data_path: str) -> Iterator[subprocess.Popen[bytes]]:
+        task = Task(socket=str(self.socket), device="flannel0", local=OUTER[0], port=8285, data_path=data_path)  # type: ignore[arg-type]
+        command = ["ip", "netns", "exec", self.here.name, sys.executable, "-m", "tweed.udp.forwarder", msgspec.json.encode(task).decode()]
+        process = subprocess.Popen(command)
+        try:
+            eventually(lambda: self.answers(), "the process answers")
+            assert self.report(Request(table=self.table.pack())).data_path == data_path
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            ask(self.socket, Request())
+            return True
+        return False
+
+    def report(self, request: Request | None = None) -> Report:
+        return ask(self.socket, request or Request())
+
+    def count(self, name: str) -> int:
+        return self.report().counters[name]
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[Callable[[], list[str]]]:
+        """The plain peer; what it yields ends it and tells what it saw."""
+        command = ["ip", "netns", "exec", self.there.name, sys.executable, str(PLAIN), "flannel0", OUTER[1], "8285", OUTER[0]]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+        def verdict() -> list[str]:
+            process.send_signal(signal.SIGTERM)
+            return process.communicate(timeout=PATIENCE_S)[0].split()
+
+        try:
+            yield verdict
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def world(netns: Namespace, netns2: Namespace, tmp_path: Path) -> World:
+    return World(netns, netns2, tmp_path)
+
+
+def opened(space: Namespace, kind: int, bound: tuple[str, int] | None = None) -> socket.socket:
+    made = run_in(space.fd, lambda: socket.socket(socket.AF_INET, kind))
+    made.settimeout(PATIENCE_S)
+    if bound:
+        made.bind(bound)
+    return made
+
+
+def transfer(source: Namespace, target: Namespace, to: str, size: int) -> None:
+    """So many bytes over TCP, every one compared."""
+    data = os.urandom(1 << 16)
+    with opened(target, socket.SOCK_STREAM, (to, 0)) as listening, opened(source, socket.SOCK_STREAM) as client:
+        listening.listen(1)
+        client.connect(listening.getsockname())
+        server, _ = listening.accept()
+        with server:
+            server.settimeout(PATIENCE_S)
+            for _ in range(size // len(data)):
+                client.sendall(data)
+                got = bytearray()
+                while len(got) < len(data):
+                    piece = server.recv(1 << 16)
+                    assert piece
+                    got += piece
+                assert got == data
+
+
+def test_the_compiled_path_is_here() -> None:
+    import tweed.udp.fast
+
+    assert tweed.udp.fast.Core
+
+
+@pytest.mark.parametrize("data_path", PATHS)
+def test_a_plain_peer_sees_only_right_packets(world: World, data_path: str) -> None:
+    with world.plain() as verdict, world.forwarding(data_path):
+        for size in (0, 56, 1444, 1445, 4000):
+            for space, to in ((world.here, INNER[1]), (world.there, INNER[0])):
+                assert "1 packets received" in space.run(f"busybox ping -c 1 -W 10 -s {size} {to}")
+        transfer(world.here, world.there, INNER[1], 8 << 20)
+        transfer(world.there, world.here, INNER[0], 8 << 20)
+        report = world.report()
+        assert report.counters["tx-packets"] > 5000
+        assert not {name: n for name, n in report.counters.items() if n and name.startswith("rx-") and name not in ("rx-packets", "rx-bytes", "rx-writes")}
+        if data_path != "naive":
+            assert set(report.offloads.values()) == {""}
+            assert report.counters["tx-sends"] < report.counters["tx-packets"] / 4, "long packets go out as bursts"
+            assert report.fast_peers == 0
+        words = verdict()
+        assert words[2:] == ["bad", "0"]
+        assert int(words[1]) > 5000
+
+
+@pytest.mark.parametrize("data_path", PATHS)
+def test_a_time_to_live_that_ends_is_told(world: World, data_path: str) -> None:
+    with world.plain(), world.forwarding(data_path):
+        with run_in(world.here.fd, icmp_socket) as ear:
+            with opened(world.here, socket.SOCK_DGRAM) as sender:
+                sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+                sender.sendto(b"x", (INNER[1], 9))
+            answer = ear.recv(1000)
+            assert answer[20:22] == bytes((11, 0))
+            assert answer[12:16] == parse_address(INNER[0])
+            assert answer[28 + 16 : 28 + 20] == parse_address(INNER[1]), "it quotes the packet"
+            with opened(world.here, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"x", ("10.244.9.9", 9))
+            assert ear.recv(1000)[20:22] == bytes((3, 0)), "and an address in nobody's subnet is unreachable"
+        assert world.count("icmp-sent") == 2
+        with run_in(world.there.fd, icmp_socket) as ear, opened(world.there, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)  # the plain peer takes one, and says nothing
+            sender.sendto(b"x", (INNER[0], 9))
+            assert ear.recv(1000)[20:22] == bytes((11, 0))
+        assert (world.count("tx-ttl"), world.count("tx-no-peer"), world.count("rx-ttl")) == (1, 1, 1)
+
+
+def icmp_socket() -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    made.settimeout(PATIENCE_S)
+    return made
+
+
+@pytest.mark.parametrize("data_path", PATHS)
+def test_it_comes_back_to_the_same_device(world: World, data_path: str) -> None:
+    """Killed, the TUN keeps its address and routes; a second process is refused while the first one has it."""
+    with world.plain():
+        with world.forwarding(data_path) as first:
+            before = world.here.lines("ip -o -4 addr show flannel0; ip route")
+            first.kill()
+            first.wait()
+            # What shows that nobody reads it now is gone when the next one comes.
+            assert "10.244.0.0/16 dev flannel0" in world.here.run("ip route")
+        with world.forwarding("naive" if data_path == "fast" else "fast"):
+            assert world.here.lines("ip -o -4 addr show flannel0; ip route") == before
+            assert "1 packets received" in world.here.run(f"busybox ping -c 1 -W 10 {INNER[1]}")
+
+
+def test_peers_change_without_a_gap(world: World) -> None:
+    """A thousand tables while a stream runs: nothing is dropped."""
+    more = [peer(Prefix.parse(f"10.{i // 256}.{i % 256}.0/24"), parse_address("192.0.2.3")) for i in range(500)]
+    with world.plain() as verdict, world.forwarding("fast"):
+        for i in range(200):
+            peers = (*world.table.peers, *more[: i * 7 % 500])
+            world.report(Request(table=Table(world.table.own, peers).pack()))
+            if i % 50 == 0:
+                transfer(world.here, world.there, INNER[1], 1 << 20)
+        assert world.count("tx-no-peer") == 0
+        assert verdict()[3] == "0"
+
+
+def test_hostile_datagrams_on_the_wire(world: World) -> None:
+    with world.forwarding("fast"):
+        with opened(world.there, socket.SOCK_DGRAM, (OUTER[1], 8285)) as sender:
+            for i in range(3000):
+                sender.sendto(os.urandom(i % 200), (OUTER[0], 8285))
+        world.there.run("ip addr add 192.0.2.9/24 dev eth0")
+        with opened(world.there, socket.SOCK_DGRAM, ("192.0.2.9", 8285)) as stranger:
+            stranger.sendto(b"x" * 40, (OUTER[0], 8285))
+        eventually(lambda: world.count("rx-stranger") == 1, "the stranger's is counted")
+        counters = world.report().counters
+        assert sum(n for name, n in counters.items() if name.startswith("rx-") and name not in ("rx-bytes", "rx-writes", "rx-foreign")) == 3001
+        assert counters["rx-packets"] == 0
+
+
+def test_two_fast_peers_know_each_other(world: World, tmp_path: Path) -> None:
+    other = World.__new__(World)
+    other.here, other.there, other.socket = world.there, world.here, tmp_path / "other.sock"
+    other.table = Table(Prefix.parse("10.244.2.0/24"), (peer(Prefix.parse("10.244.1.0/24"), parse_address(OUTER[0])),))
+    task = Task(socket=str(other.socket), device="flannel0", local=OUTER[1], port=8285)
+    command = ["ip", "netns", "exec", world.there.name, sys.executable, "-m", "tweed.udp.forwarder", msgspec.json.encode(task).decode()]
+    process = subprocess.Popen(command)
+    try:
+        with world.forwarding("numpy"):
+            eventually(other.answers, "the other process answers")
+            assert other.report(Request(table=other.table.pack())).data_path == "fast"
+            transfer(world.here, world.there, INNER[1], 8 << 20)
+            transfer(world.there, world.here, INNER[0], 8 << 20)
+            assert (world.report().fast_peers, other.report().fast_peers) == (1, 1)
+            assert other.count("rx-writes") < other.count("rx-packets") / 4, "bursts stay bursts"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_process_ends_with_its_device(world: World) -> None:
+    with world.forwarding("fast") as process:
+        world.here.run("ip link del flannel0")
+        assert process.wait(timeout=PATIENCE_S) == 1
