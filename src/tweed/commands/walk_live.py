@@ -54,8 +54,7 @@ def once(lab: Lab | None, opened: spaces.Spaces, src: str, dst: str, want: Wante
             predicted = trip(cluster, Intent(cluster), probe, find(cluster), "tables")
             return msgspec.structs.replace(ask(predicted, cluster, opened), blind=(Said("everything-sent"),)), snapshot
         found = live(cluster, opened, probe, watch)
-    reply = found.reply.findings if found.reply is not None else ()
-    return msgspec.structs.replace(found, findings=(*find(cluster), *dict.fromkeys((*found.findings, *reply)))), snapshot
+    return ask(msgspec.structs.replace(found, findings=find(cluster)), cluster, opened), snapshot
 
 
 def mend(opened: spaces.Spaces, fixes: tuple[Fix, ...]) -> Iterator[Done]:

@@ -173,8 +173,10 @@ class KubeServer:
             await response.write(b"")
             ends = asyncio.get_running_loop().time() + (number(request, "timeoutSeconds") or 1800)
             await self._serve(watcher, response, ends, wanted(request, "allowWatchBookmarks"))
-        except ConnectionError:
-            pass  # the watcher has gone
+        except (ConnectionError, asyncio.CancelledError):
+            if request.transport is not None:
+                request.transport.abort()
+            raise
         finally:
             self.watchers.discard(watcher)
         return response
