@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -9,7 +10,7 @@ import sys
 import click
 
 from tweed.commands.common import agent_flags
-from tweed.config import load
+from tweed.config import load, selects_store
 from tweed.errors import UsageError
 
 
@@ -26,6 +27,7 @@ def cleanup(keep_lease: bool, flannel: bool, to_flannel: bool, words: tuple[str,
     those of a lab's node are known.
     """
     from tweed.agent.cleanup import clean, give_back
+    from tweed.agent.client import AgentError, call
     from tweed.agent.files import read_text
     from tweed.agent.leftovers import remove_leftovers
     from tweed.commands.cni import AGENT_FILE, BIN_DIR
@@ -33,6 +35,10 @@ def cleanup(keep_lease: bool, flannel: bool, to_flannel: bool, words: tuple[str,
     if keep_lease + flannel + to_flannel > 1:
         raise UsageError("--keep-lease, --flannel and --to-flannel: use one of them; --to-flannel keeps the lease")
     settings, _ = load([*agent_flags(), *words], os.environ, socket.gethostname())
+    if not selects_store(words, os.environ):  # a running agent knows best where its lease is
+        with contextlib.suppress(AgentError):
+            told = call(settings.socket, "GET", "/v1/status", timeout_s=2.0)["store"]["flags"]
+            settings, _ = load([*agent_flags(), *told, *words], os.environ, socket.gethostname())
     if flannel:
         lines, nothing = remove_leftovers(settings), "nothing of flanneld's was found on this node"
     elif to_flannel:
