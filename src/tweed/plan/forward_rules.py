@@ -145,11 +145,7 @@ def _iptables(saved: Saved, overlays: Sequence[Overlay], tag: str) -> tuple[list
             opened.append((overlay, drops))
             continue
         lines = _lines(overlay, tag)
-        closed = any(drop.share is Share.ALL for drop in drops)
-        if closed and _opens(want, overlay, drops):  # by the rules for another way of the same network
-            opened.append((overlay, drops))
-            continue
-        place = _place(want, overlay, drops, lines) if closed else None
+        place = _place(want, overlay, drops, lines) if any(drop.share is Share.ALL for drop in drops) else None
         if place is not None:
             chain, position = place
             number = 1 + position + _flannels(whole.without(tag).rules[chain], position)
