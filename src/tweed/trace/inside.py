@@ -56,13 +56,15 @@ def enter_bridge(path: Path, packet: Packet, bridge: str, row: s.FdbRow | None, 
     """By a port that the fdb or a veth names. False when it ends there."""
     name = port or (row.device if row is not None else None)
     path.bridge_port = name or ""
+    if not path.is_up(packet, bridge):  # which disables its ports
+        return False
     if name is None:
         path.step(packet, bridge, "enters-bridge-port-unknown", {"bridge": bridge})
     else:
         if not port_open(path, packet, name):
             return False
         path.step(packet, bridge, "enters-bridge", {"bridge": bridge, "port": name}, quote(row) if row is not None else None)
-    return path.is_up(packet, bridge)
+    return True
 
 
 def port_open(path: Path, packet: Packet, port: str) -> bool:

@@ -67,7 +67,7 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     )
     reply = msgspec.structs.replace(reply, tier=tier)
     made = msgspec.structs.replace(made, reply=reply)
-    if reply.verdict not in ("delivered", "detour"):
+    if reply.verdict != "delivered":
         return msgspec.structs.replace(made, verdict=reply.verdict, first_divergence=made.first_divergence or reply.first_divergence)
     return msgspec.structs.replace(made, first_divergence=made.first_divergence or reply.first_divergence)
 
