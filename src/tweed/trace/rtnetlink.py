@@ -84,7 +84,7 @@ def readable(read: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     def guarded(*arguments: Any) -> list[Any]:
         try:
             return read(*arguments)
-        except struct.error as error:
+        except (struct.error, IndexError) as error:
             raise ValueError(f"netlink message: {error}") from None
 
     return guarded
