@@ -18,7 +18,7 @@ typedef int s32;
 
 #define UINT(name, value) int(*name)[value]
 #define TYPE(name, type) typeof(type) *name
-enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_LRU_HASH = 9, MAP_RINGBUF = 27 };
+enum { MAP_ARRAY = 2, MAP_LRU_HASH = 9, MAP_RINGBUF = 27 };
 
 /* ---- helpers: linux/bpf.h numbers them ---- */
 

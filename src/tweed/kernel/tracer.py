@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from struct import Struct
 
-from tweed.errors import KernelError
 from tweed.kernel.bpf import Btf, Programs, RingBuffer, update
 from tweed.trace.events import Event, decode
 
@@ -40,7 +38,11 @@ class Tracer:
             without = tuple(name for name, tracepoint in PROGRAMS.items() if not btf.has_tracepoint(tracepoint))
         with resources.as_file(resources.files("tweed.bpf") / OBJECT) as path:
             self._programs = Programs(Path(path), tuple(PROGRAMS), without)
-        self._ring = RingBuffer(self._programs.map("events"), BUFFER)
+        try:
+            self._ring = RingBuffer(self._programs.map("events"), BUFFER)
+        except BaseException:
+            self._programs.close()
+            raise
 
     @property
     def programs(self) -> Mapping[str, int]:
@@ -64,8 +66,7 @@ class Tracer:
         return sorted(events, key=lambda event: event.t_ns)
 
     def close(self) -> None:
-        with contextlib.suppress(AttributeError):
-            self._ring.close()
+        self._ring.close()
         self._programs.close()
 
     def __enter__(self) -> Tracer:
@@ -73,12 +74,3 @@ class Tracer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def available() -> KernelError | None:
-    """None where a tracer can be made, else why not."""
-    try:
-        Tracer().close()
-    except KernelError as error:
-        return error
-    return None

@@ -140,7 +140,6 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "kernel-drops": ("the kernel drops it at {device}: {reason} in {function}", "内核在 {device} 将其丢弃：{reason}，位于 {function}"),
         "vanished": ("nothing is seen of it after {device}", "过了 {device} 就再也看不到它"),
         "no-answer": ("{address} gets it and does not answer", "{address} 收到了，但没有回应"),
-        "refused": ("{address} gets it and refuses: {what}", "{address} 收到了，但拒绝：{what}"),
         "source-replaced": ("its source {src} became {seen} at {device}", "它的源地址 {src} 在 {device} 变成了 {seen}"),
         "bytes-differ": ("the frame at {device} is not the predicted one: {fields}", "{device} 上的帧与推演不同：{fields}"),
         "evaluation-differs": (
@@ -291,7 +290,6 @@ LABELS: dict[str, tuple[str, str]] = {
     "the whole": ("A second packet, as large as the sender's MTU, not to be cut", "第二个包：与发送端 MTU 等大，禁止分片"),
     "not seen": ("not to be seen", "无法看到"),
     "differs": ("other than predicted", "与推演不同"),
-    "mended": ("run", "已执行"),
     "cause": ("cause", "原因"),
     "evidence": ("evidence", "证据"),
     "fix": ("fix", "修复"),

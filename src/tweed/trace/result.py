@@ -128,7 +128,6 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "kernel-drops": ("device", "reason", "function"),
     "vanished": ("device",),
     "no-answer": ("address",),
-    "refused": ("address", "what"),
     "source-replaced": ("src", "seen", "device"),
     "bytes-differ": ("device", "fields"),
     "evaluation-differs": ("question", "ours", "kernel"),
