@@ -131,7 +131,9 @@ def test_a_published_address_that_is_overwritten_is_followed_while_all_runs(lab:
 
 def test_an_address_that_is_not_this_nodes_is_waited_for_while_traffic_flows(lab: Lab) -> None:
     ask(lab, "PATCH", "node1", {"metadata": {"annotations": {NAMES.node_ip: "203.0.113.5"}}}, MERGE)
-    eventually(lambda: "203.0.113.5 is not an address of this host" in (lab.agent("node1")["reason"] or ""), "the wrong address is named")
+    eventually(
+        lambda: "annotation node-public-ip 203.0.113.5 is not an address of this host" in (lab.agent("node1")["reason"] or ""), "the wrong address is named"
+    )
     assert not ping(all_pairs(lab.pods))
     ask(lab, "PATCH", "node1", {"metadata": {"annotations": {NAMES.node_ip: None}}}, MERGE)
     eventually(lab.whole, "whole again")

@@ -190,6 +190,7 @@ NONE = [
     ({"iface_regex": ("^br",), "iface": ("eth7",)}, "no interface matches --iface eth7, --iface-regex ^br; there are:"),
     ({"public_ip": A("1.2.3.4")}, "--public-ip 1.2.3.4: no interface has this address"),
     ({"iface": ("ens33",), "public_ip": A("1.2.3.4")}, "--public-ip 1.2.3.4 is not an address of this host"),
+    ({"public_ip": A("1.2.3.4"), "said": ("annotation node-public-ip", "")}, "annotation node-public-ip 1.2.3.4: no interface has this address"),
     ({"families": (4, 6), "iface": ("wlan0",)}, "interface wlan0 (--iface wlan0) has no IPv6 address"),
     ({"families": (4, 6), "public_ip6": A("fd00::9"), "iface": ("ens33",)}, "--public-ipv6 fd00::9 is not an address of this host"),
     ({"families": (6,)}, "no default route: name the interface that reaches the other nodes with --iface"),

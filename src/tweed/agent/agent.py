@@ -32,7 +32,7 @@ from tweed.agent.leftovers import Leftovers, as_problem
 from tweed.agent.log import log
 from tweed.agent.macwatch import MacWatch
 from tweed.agent.membership import Backoff, Membership, other_macs
-from tweed.agent.site import Site, published, with_node_ip
+from tweed.agent.site import Site, published
 from tweed.agent.spool import Spool
 from tweed.config import Settings
 from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, UsageError
@@ -138,7 +138,7 @@ class Agent:
         network, text = await self._insist(lambda: self._configuration(store))
         self.network, self.network_text = network, text
         self.given = await self._insist(lambda: store.given(self.owner.node))
-        self.site = Site(with_node_ip(self.settings, self.given), network, self.netlink)
+        self.site = Site(self.settings, network, self.netlink, self.given)
         self.screening = Screening(network.lease_backend, network.networks, network.lengths)
         self.changed = None
         self.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
@@ -221,7 +221,7 @@ class Agent:
         assert self.membership is not None and self.site is not None and self.underlay is not None
         await self._check_configuration()  # the one that asks for what cannot be had may have been mended
         await self._check_given()
-        self.membership.hold(await claim.acquire(self.membership, self.site.request(self.owner, self.underlay, self.given)))
+        self.membership.hold(await claim.acquire(self.membership, self.site.request(self.owner, self.underlay)))
         log.info("lease %s is this node's", self.lease())
 
     # ---- what should be --------------------------------------------------------------------------------------

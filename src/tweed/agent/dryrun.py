@@ -11,7 +11,7 @@ import msgspec
 from tweed.agent import claim, files
 from tweed.agent.dataplane import Dataplane
 from tweed.agent.firewall import rehearse, wish
-from tweed.agent.site import Site, with_node_ip
+from tweed.agent.site import Site
 from tweed.config import Settings
 from tweed.errors import UsageError
 from tweed.kernel import sysctl
@@ -50,7 +50,7 @@ def commands(settings: Settings) -> Iterator[str]:
     network = parse_network(text)
     check_supported(network)
     netlink = Netlink()
-    site = Site(with_node_ip(settings, given), network, netlink)
+    site = Site(settings, network, netlink, given)
     underlay = site.underlay()
     yield f"# underlay {underlay}, because of {underlay.why}"
     yield from (f"# underlay is not {other}" for other in underlay.instead_of)
@@ -60,7 +60,7 @@ def commands(settings: Settings) -> Iterator[str]:
     records = {record.key: record for record in snapshot.records}
     claim.check_backend_reading(network, records.values())
     owner = Owner(settings.node_name, sysctl.boot_id())
-    decision = claim.decide(records, [junk.key for junk in snapshot.junk], site.request(owner, underlay, given), random.Random(0).randrange)
+    decision = claim.decide(records, [junk.key for junk in snapshot.junk], site.request(owner, underlay), random.Random(0).randrange)
     for rival in decision.rivals:
         yield f"# conflict: {rival}"
     known = "keep" if decision.record is not None else "claim" if given is not None else "claim (one of the free ones; a start may pick another)"

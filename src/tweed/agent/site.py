@@ -27,10 +27,11 @@ EVERYTHING = (Prefix.parse("0.0.0.0/0"), Prefix.parse("::/0"))
 
 
 class Site:
-    """This host, seen by an agent that serves `network`."""
+    """This host, seen by an agent that serves `network`, with what the store prescribes for this node (`given`)."""
 
-    def __init__(self, settings: Settings, network: Network, netlink: Netlink) -> None:
+    def __init__(self, settings: Settings, network: Network, netlink: Netlink, given: Given | None = None) -> None:
         self.settings = settings
+        self.given = given
         self.network = network
         self.netlink = netlink
 
@@ -54,9 +55,9 @@ class Site:
     def underlay(self, now: Underlay | None = None) -> Underlay:
         """The underlay `now` while it lasts, else the one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""
         host, s = self.host(), self.settings
-        if now is not None and (kept := keep_underlay(now, host, {a for a in (s.public_ip, s.public_ipv6) if a is not None})) is not None:
+        wish = with_node_ip(Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6, self.network.networks), self.given)
+        if now is not None and (kept := keep_underlay(now, host, {a for a in (wish.public_ip, wish.public_ip6) if a is not None})) is not None:
             return kept
-        wish = Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6, self.network.networks)
         return choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
 
     def _reach(self, address: bytes) -> Way:
@@ -94,9 +95,9 @@ class Site:
         """What is wrong with container bridges such as docker0, now that this node has these subnets, and pods on the bridges `pods`."""
         return bridge_problems(self.network.networks, subnets, pods, self.container_bridges())
 
-    def request(self, owner: Owner, underlay: Underlay, given: Given | None) -> Request:
+    def request(self, owner: Owner, underlay: Underlay) -> Request:
         """Who asks for a lease."""
-        public_ip, public_ip6 = published(underlay, given)
+        public_ip, public_ip6 = published(underlay, self.given)
         devices = {family: links.link(self.netlink, device_name(self.network.vni, family)) for family in self.families}
         return Request(
             network=self.network,
@@ -106,15 +107,16 @@ class Site:
             previous=files.previous_subnet(self.settings.subnet_file),
             local_macs={family: link.mac for family, link in devices.items() if link is not None},
             renew_margin_s=self.settings.renew_margin_s,
-            given=given,
+            given=self.given,
         )
 
 
-def with_node_ip(settings: Settings, given: Given | None) -> Settings:
-    """The settings, with the addresses that the store prescribes for this node in place of `--public-ip` and `--public-ipv6`."""
+def with_node_ip(wish: Wish, given: Given | None) -> Wish:
+    """The wish, with the addresses that the store prescribes for this node in place of `--public-ip` and `--public-ipv6`."""
     if given is None:
-        return settings
-    return msgspec.structs.replace(settings, public_ip=given.node_ip or settings.public_ip, public_ipv6=given.node_ip6 or settings.public_ipv6)
+        return wish
+    said = ("annotation node-public-ip" if given.node_ip else wish.said[0], "annotation node-public-ipv6" if given.node_ip6 else wish.said[1])
+    return msgspec.structs.replace(wish, public_ip=given.node_ip or wish.public_ip, public_ip6=given.node_ip6 or wish.public_ip6, said=said)
 
 
 def published(underlay: Underlay, given: Given | None) -> tuple[bytes | None, bytes | None]:

@@ -24,7 +24,8 @@ GUEST = parse_address("10.0.2.15")
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What the settings say about the underlay, which families are on, and the networks that are the overlay's own."""
+    """What the settings say about the underlay, which families are on, and the networks that are the overlay's own. `said`: where the public
+    addresses come from, IPv4's first."""
 
     families: tuple[int, ...]
     iface: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class Wish(msgspec.Struct, frozen=True):
     public_ip: bytes | None = None
     public_ip6: bytes | None = None
     overlay: tuple[Prefix, ...] = ()
+    said: tuple[str, str] = ("--public-ip", "--public-ipv6")
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ class Underlay(msgspec.Struct, frozen=True):
     @property
     def doubt(self) -> str:
         """What is likely to be wrong with the choice, "" where nothing is."""
-        if self.local != GUEST or self.why.startswith("--"):
+        if self.local != GUEST or self.why.startswith(("--", "annotation")):
             return ""
         return (
             "10.0.2.15 is what VirtualBox and QEMU give every guest for its way out; other nodes cannot reach it: name the interface between them with --iface"
@@ -115,14 +117,14 @@ def choose_underlay(wish: Wish, host: Host, reach: Callable[[bytes], Way]) -> Un
     if link.mtu <= 0:
         raise NoUnderlay(f"interface {link.name} has MTU {link.mtu}: set one, or choose another with --iface")
     locals_ = {}
-    for number, public in ((4, wish.public_ip), (6, wish.public_ip6)):
+    for number, public, said in zip((4, 6), (wish.public_ip, wish.public_ip6), wish.said, strict=True):
         if number not in wish.families:
             continue
         locals_[number] = public or choice.named.get(number) or host.address(link.name, number)
         if locals_[number] is None:
             raise NoUnderlay(f"interface {link.name} ({why}) has no IPv{number} address: give it one, or choose another with --iface")
         if public is not None and host.owner(public) is None:
-            raise NoUnderlay(f"--public-ip{'' if number == 4 else 'v6'} {format_address(public)} is not an address of this host; the tunnel needs a local one")
+            raise NoUnderlay(f"{said} {format_address(public)} is not an address of this host; the tunnel needs a local one")
     instead_of = tuple(_not_chosen(wish, host, link, {a for a in locals_.values() if a is not None}))
     return Underlay(link.name, link.index, link.mtu, locals_.get(4), locals_.get(6), why, instead_of)
 
@@ -199,12 +201,13 @@ def _reaching(wish: Wish, host: Host, reach: Callable[[bytes], Way]) -> Choice |
 
 
 def _by_address(wish: Wish, host: Host) -> Choice | None:
-    for flag, public in (("--public-ip", wish.public_ip), ("--public-ipv6", wish.public_ip6)):
+    for said, public in zip(wish.said, (wish.public_ip, wish.public_ip6), strict=True):
         if public is not None:
+            text = f"{said} {format_address(public)}"
             link = host.owner(public)
             if link is None:
-                raise NoUnderlay(f"{flag} {format_address(public)}: no interface has this address")
-            return Choice(link, f"{flag} {format_address(public)}")
+                raise NoUnderlay(f"{text}: no interface has this address")
+            return Choice(link, text)
     return None
 
 
