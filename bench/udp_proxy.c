@@ -44,7 +44,8 @@ static int proxy(char **argv)
     strncpy(request.ifr_name, argv[0], IFNAMSIZ - 1);
     struct sockaddr_in local = address(argv[1], argv[2]), peer = address(argv[5], argv[2]);
     uint32_t network = inet_addr(argv[3]), mask = inet_addr(argv[4]), to;
-    if (ioctl(tun, TUNSETIFF, &request) || bind(sock, (void *)&local, sizeof local)) return perror("proxy"), 1;
+    /* An earlier process may have left offloads on. */
+    if (ioctl(tun, TUNSETIFF, &request) || ioctl(tun, TUNSETOFFLOAD, 0) || bind(sock, (void *)&local, sizeof local)) return perror("proxy"), 1;
     struct pollfd fds[2] = {{tun, POLLIN, 0}, {sock, POLLIN, 0}};
     for (;;) {
         poll(fds, 2, -1);

@@ -74,7 +74,7 @@ class Naive:
             for wire, host in self.outbound(packet):
                 self.send(wire, host)
 
-    def send(self, wire: bytes, host: int) -> None:
+    def send(self, wire: bytes | memoryview, host: int) -> None:
         self.count["tx-sends"] += 1
         try:
             self.socket.sendto(wire, (format_address(host.to_bytes(4)), self.port))

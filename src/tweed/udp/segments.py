@@ -50,9 +50,15 @@ def cut_up(ip: Bytes, header: int, cut: int) -> Rows:
     payload = len(ip) - header
     count = -(-payload // cut)
     width = header + cut
-    rows = np.zeros((count, width + (width & 1)), np.uint8)
-    rows[:, :header] = np.frombuffer(ip[:header], np.uint8)
-    rows[:, header:] = table(ip[header:], count, cut)[:, : rows.shape[1] - header]
+    rows = np.empty((count, width + (width & 1)), np.uint8)
+    given = np.frombuffer(ip, np.uint8)
+    full = payload // cut
+    rows[:, :header] = given[:header]
+    rows[:, width:] = 0
+    rows[:full, header:width] = given[header : header + full * cut].reshape(full, cut)
+    if full < count:
+        rows[full, header:] = 0
+        rows[full, header : len(ip) - full * cut] = given[header + full * cut :]
     words = rows.view(">u2")
     index = np.arange(count, dtype=np.uint64)
     lengths = np.full(count, width, np.uint64)

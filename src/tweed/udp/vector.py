@@ -41,13 +41,13 @@ class Vector(Naive):
     # ---- TUN to UDP
 
     def turn_outbound(self) -> None:
-        waiting: list[bytes] = []
+        waiting: list[bytes | memoryview] = []
         to = size = total = 0
 
         def flush() -> None:
             nonlocal waiting, total
             if waiting:
-                self.send_burst(waiting, size, to)
+                self.send_burst(waiting[0] if len(waiting) == 1 else b"".join(waiting), size, to)
             waiting, total = [], 0
 
         for _ in range(TURNS):
@@ -55,15 +55,22 @@ class Vector(Naive):
                 n = os.readv(self.tun, [self.read])
             except BlockingIOError:
                 break
-            for wire, host in self.outbound(self.read[:n]):
-                if waiting and (host != to or len(wire) > size or total + len(wire) > DATAGRAM_MAX):
-                    flush()
-                if not waiting:
-                    to, size = host, len(wire)
-                waiting.append(wire)
-                total += len(wire)
-                if len(wire) < size or len(waiting) >= self.most(host):
-                    flush()
+            out = self.look(self.read[:n])
+            if out is None:
+                continue
+            wire, width, host = out
+            if width < len(wire):
+                flush()
+                self.send_all(wire, width, host)
+                continue
+            if waiting and (host != to or width > size or total + width > DATAGRAM_MAX):
+                flush()
+            if not waiting:
+                to, size = host, width
+            waiting.append(wire)
+            total += width
+            if width < size or len(waiting) >= self.most(host):
+                flush()
         flush()
 
     def most(self, host: int) -> int:
@@ -71,11 +78,19 @@ class Vector(Naive):
 
     def outbound(self, packet: bytes | memoryview) -> list[tuple[bytes, int]]:
         """The datagrams for one packet of the TUN behind its virtio header, and the host that they go to."""
+        out = self.look(packet)
+        if out is None:
+            return []
+        wire, width, host = out
+        return [(bytes(wire[at : at + width]), host) for at in range(0, len(wire), width)]
+
+    def look(self, packet: bytes | memoryview) -> tuple[bytes | memoryview, int, int] | None:
+        """Datagrams one behind the other, the bytes of each (the last may be shorter), and their host; None when the packet is dropped."""
         ip = bytearray(packet[VIRTIO.size :])
         why, host = look_outbound(self.table, ip)
         if why:
             self.drop(why, ip)
-            return []
+            return None
         flags, kind, _, cut, start, offset = VIRTIO.unpack_from(packet)
         kind &= ~GSO_ECN
         ihl = (ip[0] & 15) * 4
@@ -83,22 +98,21 @@ class Vector(Naive):
             header = self.header(ip, ihl, kind)
             if not header or not cut or len(ip) <= header or header + cut > DATAGRAM_MAX:
                 self.drop("tx-offload", ip)
-                return []
+                return None
             ip[8] -= 1
             rows = segments.cut_up(ip, header, cut)
             width = header + cut
-            flat = rows[:, :width].tobytes()
             whole = len(ip) + header * (len(rows) - 1)
-            return [(flat[at : min(at + width, whole)], host) for at in range(0, whole, width)]
+            return rows[:, :width].reshape(-1).data[:whole], min(width, whole), host
         if flags & NEEDS_CSUM:  # the field holds the sum of the pseudo header: finish it
             field = start + offset
             if start < ihl or field + 2 > len(ip):
                 self.drop("tx-offload", ip)
-                return []
+                return None
             found = 0xFFFF ^ ones_sum(ip[start:])
             ip[field : field + 2] = (found or (0xFFFF if ip[9] == segments.UDP else 0)).to_bytes(2)
         lower_ttl(ip)
-        return [(bytes(ip), host)]
+        return bytes(ip), len(ip), host
 
     @staticmethod
     def header(ip: bytearray, ihl: int, kind: int) -> int:
@@ -109,26 +123,33 @@ class Vector(Naive):
             return ihl + (ip[ihl + 12] >> 4) * 4
         return 0
 
-    def send_burst(self, wires: list[bytes], size: int, host: int) -> None:
+    def send_all(self, wire: bytes | memoryview, size: int, host: int) -> None:
+        """Any number of datagrams, in as many bursts as it takes."""
+        step = size * min(self.most(host), DATAGRAM_MAX // size)
+        for at in range(0, len(wire), step):
+            self.send_burst(wire[at : at + step], size, host)
+
+    def send_burst(self, wire: bytes | memoryview, size: int, host: int) -> None:
         """Datagrams of `size` bytes, the last may be shorter, in one system call where the kernel can."""
-        if len(wires) > 1 and self.segment and host not in self.no_segment:
+        count = -(-len(wire) // size)
+        if count > 1 and self.segment and host not in self.no_segment:
             control = [(socket.IPPROTO_UDP, outer.UDP_SEGMENT, size.to_bytes(2, sys.byteorder))]
             self.count["tx-sends"] += 1
             try:
-                sent = self.socket.sendmsg(wires, control, 0, (format_address(host.to_bytes(4)), self.port))
+                sent = self.socket.sendmsg([wire], control, 0, (format_address(host.to_bytes(4)), self.port))
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.ENOBUFS):
-                    self.count["tx-queue-full"] += len(wires)
+                    self.count["tx-queue-full"] += count
                     return
                 # EMSGSIZE, EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware.
                 self.no_segment[host] = error.errno or 0
                 self.count["fallbacks"] += 1
             else:
-                self.count["tx-packets"] += len(wires)
+                self.count["tx-packets"] += count
                 self.count["tx-bytes"] += sent
                 return
-        for wire in wires:
-            self.send(wire, host)
+        for at in range(0, len(wire), size):
+            self.send(wire[at : at + size], host)
 
     # ---- UDP to TUN
 
