@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,3 +198,31 @@ def test_packet_sockets_alone_see_the_way_and_where_it_ends(own: Lab) -> None:
                 own.run("node2", "nft delete table bridge f")
     assert lost.verdict == "lost" and lost.first_divergence is not None
     assert (lost.first_divergence.node, lost.first_divergence.device, lost.first_divergence.cause.id) == ("node2", "cni0", "vanished")
+
+
+def test_across_machines(own: Lab, tmp_path: Path) -> None:
+    """Each node records in its own namespaces, as machines do that share nothing; what they saw is put together."""
+    src, dst = own.pod("master/pod1").ip(), own.pod("node2/pod1").ip()
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+
+    def command(node: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{own.netns(node)}", *TWEED, "walk", "--record", str(tmp_path / f"{node}.jsonl"), src, dst]
+
+    with subprocess.Popen(command("node2"), stderr=subprocess.PIPE, text=True, env=environment) as waiting:
+        try:
+            assert waiting.stderr is not None and waiting.stderr.readline().startswith("listening for the packet")
+            sent = subprocess.run(command("master"), capture_output=True, text=True, timeout=60, check=False, env=environment)
+            assert sent.returncode == 0 and "which sent it" in sent.stderr, sent.stderr
+            assert waiting.wait(60) == 0
+        finally:
+            waiting.kill()
+    done = tweed("walk", "--join", *(str(tmp_path / f"{node}.jsonl") for node in ("master", "node2")), "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["verdict"], document["reply"]["verdict"], document["first_divergence"]) == ("delivered", "delivered", None)
+    assert set(places(document)) == set(THERE)
+    blind = {each["id"]: each["params"] for each in document["blind"]}
+    assert blind["clock"]["machine"] == "node2" and blind["other-machines"] == {"nodes": "node1"}
+    assert abs(float(blind["clock"]["offset"].split()[0])) <= float(blind["clock"]["uncertainty"].split()[0])  # one clock, in truth
+    alone = tweed("walk", "--join", str(tmp_path / "node2.jsonl"))
+    assert alone.returncode == 2 and "none of the files is of the machine that sent the packet" in alone.stderr

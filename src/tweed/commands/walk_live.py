@@ -54,7 +54,8 @@ def once(lab: Lab | None, opened: spaces.Spaces, src: str, dst: str, want: Wante
             predicted = trip(cluster, Intent(cluster), probe, find(cluster), "tables")
             return msgspec.structs.replace(ask(predicted, cluster, opened), blind=(Said("everything-sent"),)), snapshot
         found = live(cluster, opened, probe, watch)
-    return ask(msgspec.structs.replace(found, findings=find(cluster)), cluster, opened), snapshot
+    reply = found.reply.findings if found.reply is not None else ()
+    return msgspec.structs.replace(found, findings=(*find(cluster), *dict.fromkeys((*found.findings, *reply)))), snapshot
 
 
 def mend(opened: spaces.Spaces, fixes: tuple[Fix, ...]) -> Iterator[Done]:

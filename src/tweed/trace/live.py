@@ -24,6 +24,7 @@ from tweed.kernel.netns import inode
 from tweed.kernel.tracer import UDP_SKIP, VXLAN_SKIP, Tracer
 from tweed.model import NUD_INCOMPLETE
 from tweed.trace import probe as shots
+from tweed.trace.ask import ask
 from tweed.trace.blame import blame
 from tweed.trace.cluster import Cluster
 from tweed.trace.diagnose import diagnose
@@ -108,7 +109,7 @@ class Captured:
                 if self.ours(frame.data)
             ]
             if events or time.monotonic() >= deadline:
-                return sorted(events, key=lambda event: event.t_ns)
+                return events
             time.sleep(LOOK_S)
 
 
@@ -146,7 +147,7 @@ def live(cluster: Cluster, spaces: Spaces, probe: Probe, watch: Watch) -> Walk:
 
     Raises UsageError when the source is on no node that is here.
     """
-    first = with_rule(shoot(cluster, spaces, shots.load(probe), watch), cluster, spaces, probe)
+    first = with_rule(shoot(cluster, spaces, shots.load(probe), watch, asking=True), cluster, spaces, probe)
     if first.verdict != "delivered" or first.first_divergence is not None or probe.proto == "tcp":
         return first
     size = first_mtu(cluster, probe)
@@ -169,13 +170,15 @@ def with_rule(found: Walk, cluster: Cluster, spaces: Spaces, probe: Probe) -> Wa
     return msgspec.structs.replace(found, first_divergence=blamed)
 
 
-def shoot(cluster: Cluster, spaces: Spaces, shot: Shot, watch: Watch) -> Walk:
-    """One probe."""
+def shoot(cluster: Cluster, spaces: Spaces, shot: Shot, watch: Watch, *, asking: bool = False) -> Walk:
+    """One probe. `asking`: the kernel is asked for each decision, before the packet itself makes it learn neighbours."""
     probe = shot.probe
     source = cluster.owner(probe.src)
     if source is None or source.tables.name not in spaces:
         raise UsageError(f"{format_address(probe.src)}: no namespace here has this address, so nothing can be sent from it: run this on its node")
     ways = predict(cluster, shot, watch.tier)
+    if asking:
+        ways = Ways(ask(ways.there, cluster, spaces), None if ways.back is None else ask(ways.back, cluster, spaces))
     ports = tunnels(cluster)
     watch.look_for(shot, ports, addresses(cluster, shot, watch.tier))
     places = {netns(descriptor): name for name, descriptor in spaces.items()}

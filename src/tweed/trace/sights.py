@@ -69,7 +69,7 @@ def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, por
     """`places`: node by the inode of its namespace. `ports`: UDP ports that carry VXLAN."""
     found: list[Sight] = []
     pieces: dict[tuple[int, str], Leg] = {}  # of fragments, of which only the first tells
-    for event in sorted(events, key=lambda event: event.t_ns):
+    for event in sorted(events, key=moment):
         node = places.get(event.netns, "")
         if event.kind == ROUTED:
             ends = (event.src, event.dst)
@@ -83,6 +83,11 @@ def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, por
             leg = pieces.setdefault(key, leg) if leg else pieces.get(key, "")
         found.append(Sight(event, node, leg, direction(event), packet))
     return tuple(found)
+
+
+def moment(event: Event) -> tuple[int, int]:
+    """Packet sockets give a frame and what was unwrapped from it one time: the longer one came first."""
+    return event.t_ns, -event.length if event.kind == CAPTURED else 0
 
 
 def direction(event: Event) -> Literal["in", "out", ""]:
