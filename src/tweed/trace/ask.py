@@ -15,7 +15,7 @@ from tweed.addr import format_address, format_mac
 from tweed.errors import KernelError
 from tweed.kernel import tables as kernel
 from tweed.kernel.netlink import Netlink
-from tweed.model import NUD_FAILED, NUD_INCOMPLETE, TABLE_NAMES, TYPE_NAMES, Route
+from tweed.model import NUD_FAILED, NUD_INCOMPLETE, NUD_PERMANENT, TABLE_NAMES, TYPE_NAMES, Route
 from tweed.trace.cluster import Cluster
 from tweed.trace.inside import port_of
 from tweed.trace.path import NO_ANSWER
@@ -79,7 +79,11 @@ def compare(nl: Netlink, tables: Tables, asked: Asked) -> tuple[str, str] | None
             row, _ = tables.neighbour(asked.address, asked.device)
             there = kernel.lookup_neighbour(nl, asked.address, asked.device)
             mac = there.mac if there is not None and not there.state & (NUD_FAILED | NUD_INCOMPLETE) else None
-            return mac_words(row.mac if row is not None and row.state not in NO_ANSWER else None), mac_words(mac)
+            ours = row.mac if row is not None and row.state not in NO_ANSWER else None
+            lasting = (row is not None and row.state == "PERMANENT") or (there is not None and bool(there.state & NUD_PERMANENT))
+            if (ours is None) != (mac is None) and not lasting:
+                return None  # learned or forgotten since the tables were read
+            return mac_words(ours), mac_words(mac)
         if asked.master:
             port = port_of(tables, asked.device, asked.address)
             found = kernel.lookup_fdb(nl, asked.address, asked.device, vlan=port.vlan if port is not None else None, master=True)
