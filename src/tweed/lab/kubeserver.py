@@ -173,10 +173,8 @@ class KubeServer:
             await response.write(b"")
             ends = asyncio.get_running_loop().time() + (number(request, "timeoutSeconds") or 1800)
             await self._serve(watcher, response, ends, wanted(request, "allowWatchBookmarks"))
-        except (ConnectionError, asyncio.CancelledError):
-            if request.transport is not None:
-                request.transport.abort()
-            raise
+        except ConnectionError:
+            pass  # the watcher has gone
         finally:
             self.watchers.discard(watcher)
         return response
