@@ -16,6 +16,7 @@ TCP, UDP = 6, 17
 FIN, PSH, ACK, ECE, CWR = 1, 8, 16, 64, 128
 PACKET_MAX = 65535
 SWAP = np.uint64(256 if sys.byteorder == "little" else 1)
+FEW = 3
 SEGMENTS_MAX = 64  # UDP_MAX_SEGMENTS of kernels before 6.9
 
 Rows = NDArray[np.uint8]
@@ -24,8 +25,10 @@ Numbers = NDArray[np.uint64]
 
 def table(data: Bytes, count: int, size: int) -> Rows:
     """`data` in `count` rows of `size` bytes and a zero where that is odd; the last row is filled up with zeros."""
-    rows = np.zeros((count, size + (size & 1)), np.uint8)
     given = np.frombuffer(data, np.uint8)
+    if not size & 1 and len(given) >= count * size:
+        return given[: count * size].reshape(count, size)  # as it lies
+    rows = np.zeros((count, size + (size & 1)), np.uint8)
     full = min(len(given) // size, count)
     rows[:full, :size] = given[: full * size].reshape(full, size)
     if full < count:
@@ -35,7 +38,7 @@ def table(data: Bytes, count: int, size: int) -> Rows:
 
 def sums(rows: Rows) -> Numbers:
     """Of each row the sum of its 16-bit words as they stand on the wire, modulo 65535."""
-    native: Numbers = np.add.reduce(rows.view(np.uint16), axis=1, dtype=np.uint64)
+    native: Numbers = np.add.reduce(rows.view(np.uint16 if rows.shape[1] & 3 else np.uint32), axis=1, dtype=np.uint64)
     return native * SWAP % np.uint64(65535)
 
 
@@ -109,6 +112,8 @@ def mergeable(ip: Bytes, *, tcp: bool, udp: bool) -> int:
 
 def run_length(data: Bytes, size: int, header: int) -> int:
     """How many datagrams at the beginning of `data`, `size` bytes each (the last may be shorter), make one packet. The first is mergeable."""
+    if len(data) <= FEW * size:
+        return short_run(data, size, header)
     tcp, step = data[9] == TCP, size - header
     count = min(-(-len(data) // size), SEGMENTS_MAX, (PACKET_MAX - header) // step + 1)
     rows = table(data[: count * size], count, size)
@@ -135,6 +140,32 @@ def run_length(data: Bytes, size: int, header: int) -> int:
     pseudo = np.uint64(ones_sum(data[12:20]) + data[9] - 20)
     fits &= (sums(rows[:, 20:]) + lengths + pseudo) % np.uint64(65535) == 0
     return count if fits.all() else int(fits.argmin())
+
+
+def short_run(data: Bytes, size: int, header: int) -> int:
+    """The same one by one: numpy is slower below a handful, and what is left of a long packet after a full burst is one or two."""
+    first, last, count = data[:size], data[:size], 1
+    for at in range(size, len(data), size):
+        ip = data[at : at + size]
+        if header + count * (size - header) + len(ip) - header > PACKET_MAX or not follows(first, last, ip, header, count):
+            break
+        last, count = ip, count + 1
+    return count
+
+
+def follows(first: Bytes, last: Bytes, ip: Bytes, header: int, index: int) -> bool:
+    """True when `ip` continues the run that `first` begins and `last` ends, `index` packets long so far."""
+    if len(ip) <= header or number(ip, 2) != len(ip) or ip[:2] != first[:2] or ip[6:10] != first[6:10] or ip[12:24] != first[12:24]:
+        return False
+    if not ip[6] & 0x40 and number(ip, 4) != (number(first, 4) + index) & 0xFFFF:
+        return False
+    if ip[9] == TCP:
+        expected = number(first, 24, 4) + index * (len(first) - header) & 0xFFFFFFFF
+        if last[33] & PSH or number(ip, 24, 4) != expected or ip[28:33] != first[28:33] or (ip[33] ^ first[33]) & ~PSH:
+            return False
+        if ip[34:36] != first[34:36] or ip[38:header] != first[38:header]:
+            return False
+    return ones_sum(ip[:20]) == 0xFFFF and mergeable(ip, tcp=True, udp=True) == header
 
 
 def merged_header(data: Bytes, header: int, total: int, last: Bytes) -> bytearray:
