@@ -201,7 +201,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str], hostname: str
     if fields.get("store") == "kube" and namespace and pod and not fields.get("node_name") and not environment.get("NODE_NAME"):
         fields["pod"] = namespace, pod
     fields["node_name"] = node_name(fields.get("node_name"), environment, hostname)
-    if not fields.get("store") and fields.get("etcd_endpoints"):
+    if not fields.get("store") and "etcd_endpoints" in fields:
         fields["store"] = "etcd"
     if not fields.get("store"):
         fields["store"] = f"sqlite://{(fields.get('state_dir') or DEFAULT_STATE_DIR).absolute()}/store.db"

@@ -90,6 +90,7 @@ def test_json_is_read_without_yaml(path, monkeypatch):
         ({"users": []}, "users: has no user named 'u'"),
         ({"clusters": "x"}, "clusters: has no cluster named 'c'"),
         ({"contexts": [7]}, "contexts: has no context"),
+        ({"cluster": {"server": "https://me:secret@192.0.2.1"}}, "cluster.server: a URL with a user in it; write"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_the_file(path, change, says):

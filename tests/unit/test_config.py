@@ -64,6 +64,8 @@ ENDPOINTS = "https://a:2379, https://b:2379"
         (["-etcd-endpoints=http://c:1"], {"TWEED_ETCD_ENDPOINTS": ENDPOINTS}, "etcd", ("http://c:1",)),
         ([], {"FLANNELD_ETCD_ENDPOINTS": ENDPOINTS}, "etcd", ("https://a:2379", "https://b:2379")),
         (["--store", "etcd"], {}, "etcd", ("http://127.0.0.1:4001", "http://127.0.0.1:2379")),
+        (["--etcd-endpoints="], {}, "etcd", ()),
+        ([], {"FLANNELD_ETCD_ENDPOINTS": "", "TWEED_STATE_DIR": "/x"}, "sqlite:///x/store.db", ("http://127.0.0.1:4001", "http://127.0.0.1:2379")),
         (["--store=sqlite:///x"], {"FLANNELD_ETCD_ENDPOINTS": ENDPOINTS}, "sqlite:///x", ("https://a:2379", "https://b:2379")),
     ],
 )

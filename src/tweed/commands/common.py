@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from tweed.config import DEFAULT_RUN_DIR, SOCKET_NAME, STORE_OPTIONS, Settings, load, selects_store
-from tweed.errors import TweedError
+from tweed.errors import TweedError, UsageError
 from tweed.stores import LeaseStore, open_store
 
 T = TypeVar("T")
@@ -75,7 +75,11 @@ def store_settings(flags: Sequence[str]) -> Settings:
 
         with contextlib.suppress(AgentError):
             usual += call(agent_socket(None), "GET", "/v1/status", timeout_s=2.0)["store"]["flags"]
-    return load([*usual, *flags], os.environ, socket.gethostname())[0]
+    settings = load([*usual, *flags], os.environ, socket.gethostname())[0]
+    for flag in flags:
+        if (kind := flag[2:6]) in ("etcd", "kube") and settings.store != kind:
+            raise UsageError(f"{flag.partition('=')[0]} is for --store {kind}, and here the leases are in {settings.store}")
+    return settings
 
 
 def with_store(settings: Settings, use: Callable[[LeaseStore], Coroutine[Any, Any, T]], *, create: bool = False) -> T:

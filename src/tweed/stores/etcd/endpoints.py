@@ -78,7 +78,9 @@ def parse_endpoint(text: str, tls: bool) -> Endpoint:
         port = parts.port or PORT
     except ValueError:
         parts, port = urlsplit(""), 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
+    if "@" in text:  # not said again: logs are read by others
+        raise UsageError("--etcd-endpoints: a URL with a user in it; give --etcd-username, and the password in TWEED_ETCD_PASSWORD")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
         raise UsageError(f"--etcd-endpoints {text!r}: use http://HOST:PORT or https://HOST:PORT, several joined by commas")
     return Endpoint(f"[{parts.hostname}]:{port}" if ":" in parts.hostname else f"{parts.hostname}:{port}", parts.scheme == "https")
 

@@ -151,6 +151,8 @@ def _text(fields: dict[str, Any], key: str) -> str:
 
 
 def _server(url: str, what: str) -> str:
+    if "@" in url:  # not said again: logs are read by others
+        raise UsageError(f"{what}: a URL with a user in it; write user and password, or a token, into a kubeconfig file")
     if not url.startswith(("http://", "https://")) or any(c.isspace() for c in url):
         raise UsageError(f"{what} {url!r}: use https://HOST:PORT")
     return url.rstrip("/")
