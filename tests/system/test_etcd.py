@@ -169,6 +169,8 @@ def test_a_lease_taken_by_another_fences_and_acquire_takes_a_new_one(lab: Lab):
     subnet = done.stdout.strip()
     assert subnet not in ("10.244.2.0/24", "10.244.1.0/24", "10.244.0.0/24") and lab.agent("node2")["subnet"] == subnet
     eventually(lambda: subnet in lab.run("node1", "ip route"), "peers follow")
+    told = {problem["id"]: problem["text"] for problem in lab.agent("node2")["problems"]}
+    assert "its containers; make them anew" in told["bridge-subnet"] and "shadowing-route" not in told, "no advice to cut off pods that live"
     assert json.loads(etcdctl(lab, "get", "--print-value-only", f"{PREFIX}/tweed/owners/{subnet.replace('/', '-')}"))["Node"] == "node2"
 
 

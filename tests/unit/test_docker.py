@@ -69,6 +69,10 @@ def test_the_halves_are_the_whole(text: str) -> None:
         ([("docker0", "10.244.1.1/24"), ("cni0", "10.244.1.1/24")], ["shared-subnet: docker0: has 10.244.1.1/24, and cni0 is on the same subnet"]),
         ([("docker0", "10.244.1.129/25"), ("cni0", "10.244.1.1/24")], ["shared-subnet: docker0: has 10.244.1.129/25, and cni0 is on the same subnet"]),
         ([("docker0", "10.244.1.129/25"), ("cni0", "10.244.1.1/25")], []),
+        (
+            [("cni0", "10.244.7.1/24"), ("cni0", "10.244.1.1/24")],
+            ["bridge-subnet: cni0: has 10.244.7.1/24, but this node's subnet is 10.244.1.0/24: no other node reaches its containers; make them anew"],
+        ),
         ([("docker0", "fd00::1/64")], ["bridge-subnet: docker0: has fd00::1/64, but this node's subnet is none"]),
     ],
 )

@@ -621,7 +621,8 @@ class Agent:
         if self.underlay is not None and self.underlay.doubt:
             found.append(Problem("shared-address", self.underlay.device, self.underlay.doubt))
         found += as_problem(self.leftovers())
-        found += [Problem("shadowing-route", shadow.row.device, str(shadow)) for shadow in self.report.shadows]
+        explained = {problem.subject for problem in self.bridge_problems}  # to remove their routes would help nobody
+        found += [Problem("shadowing-route", s.row.device, str(s)) for s in self.report.shadows if s.row.device not in explained]
         found += [Problem("store", self.settings.store, warning) for warning in (self.store.warnings if self.store is not None else ())]
         if self.membership is not None and self.membership.fenced:
             found.append(Problem("fenced", self.owner.node, self.membership.fenced))

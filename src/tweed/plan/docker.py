@@ -114,13 +114,15 @@ def bridge_problems(networks: tuple[Prefix, ...], subnets: tuple[Prefix, ...], p
     found = []
     podded = {name: address for name, address in bridges if name in pods}
     for name, address in bridges:
-        if name in pods or not any(network.contains(address.address) for network in networks):
+        if not any(network.contains(address.address) for network in networks):
             continue
         own = next((subnet for subnet in subnets if subnet.contains(address.address)), None)
         if own is None:
             mine = " and ".join(str(subnet) for subnet in subnets if subnet.family == address.family) or "none"
-            text = f"has {address}, but this node's subnet is {mine}: no other node reaches its containers; set it anew (tweed docker-opts) and restart Docker"
-            found.append(Problem("bridge-subnet", name, text))
+            way_out = "make them anew, the old address goes with the last" if name in pods else "set it anew (tweed docker-opts) and restart Docker"
+            found.append(Problem("bridge-subnet", name, f"has {address}, but this node's subnet is {mine}: no other node reaches its containers; {way_out}"))
+        elif name in pods:
+            continue
         elif shared := [other for other, theirs in podded.items() if address.network.overlaps(theirs.network)]:
             text = f"has {address}, and {shared[0]} is on the same subnet: containers of both may get one address; split it (tweed docker-opts --split)"
             found.append(Problem("shared-subnet", name, text))
