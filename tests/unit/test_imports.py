@@ -104,10 +104,19 @@ def fits(module: str, names: tuple[str, ...]) -> str | None:
     return max((name for name in names if module == name or module.startswith(name + ".")), key=len, default=None)
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements below a node, without the expressions in them: a tenth of what `ast.walk` visits."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for each in getattr(node, name, ()) if isinstance(getattr(node, name, None), list) else ():
+            yield each
+            yield from statements(each)
+
+
 def imports(module: str, source: str, modules: frozenset[str]) -> Iterator[tuple[int, str]]:
     """Line and dotted name of everything a module imports; `from tweed.plan import diff` is `tweed.plan.diff` if that is a module."""
     package = ["tweed", *module.split(".")[:-1]]
-    for node in ast.walk(ast.parse(source, module)):
+    tree = ast.parse(source, module)
+    for node in ast.walk(tree) if "import_module" in source or "__import__" in source else statements(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
