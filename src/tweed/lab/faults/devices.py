@@ -36,9 +36,11 @@ def vtep_down(scene: Scene) -> Plan:
 
 
 def vxlan_port_taken(scene: Scene) -> Plan:
-    """One in metadata mode cannot share a port (vxlan_sock_add looks for a socket with equal flags): who comes up second does not."""
-    here, name = scene.here, scene.here.vtep.name
-    take = [f"ip link set {name} down", f"ip link add {INTRUDER} type vxlan external dstport {vxlan_of(here).port}", f"ip link set {INTRUDER} up"]
+    """Devices share a port only where their flags are equal (vxlan_sock_add, VXLAN_F_RCV_FLAGS): of two that differ the second does not come up."""
+    here, name, own = scene.here, scene.here.vtep.name, vxlan_of(scene.here)
+    assert own.local is not None, "flannel's devices have a local address"
+    other = f"id {own.vni % 0xFFFFFF + 1} local {format_address(own.local)} dev {here.nic} dstport {own.port}{'' if own.gbp else ' gbp'}"
+    take = [f"ip link set {name} down", f"ip link add {INTRUDER} type vxlan {other}", f"ip link set {INTRUDER} up"]
     return Plan(on(here.node, *take), (*on(here.node, f"ip link del {INTRUDER}", f"ip link set {name} up"), *put_all(here.node, here.rows)))
 
 
