@@ -380,10 +380,13 @@ async def test_what_cannot_be_reached_says_so_and_is_left_to_the_caller(place):
             await asyncio.wait_for(call, TIMEOUT_S)
 
 
-async def test_a_watch_that_stalls_without_a_word_is_noticed(place, monkeypatch):
+@pytest.mark.parametrize(("watch_s", "bookmark_s"), [(1.0, 75.0), (300.0, 1.0)], ids=["its-end", "its-bookmarks"])
+async def test_a_watch_that_stalls_without_a_word_is_noticed(place, monkeypatch, watch_s, bookmark_s):
+    """By the end that it should have had, or by bookmarks that do not come."""
     monkeypatch.setattr(store_module, "SILENCE_S", 0.2)
+    monkeypatch.setattr(store_module, "BOOKMARK_S", bookmark_s)
     place.node(1)
-    store = place.store(watch_s=1.0)
+    store = place.store(watch_s=watch_s)
     events, _ = place.follow(store, (await store.snapshot()).revision)
     await until(lambda: place.server.watchers)
     place.server.stall()

@@ -1,11 +1,11 @@
-"""`tweed lease` on a store that is asked for each lease, slowly, and on one that was not meant."""
+"""`tweed lease` on a store that takes its time, and on one that was not meant."""
 
 import asyncio
 
 import pytest
 from click.testing import CliRunner
 
-from tweed.commands import lease
+from tweed.commands import common, lease
 from tweed.errors import UsageError
 from tweed.stores import Snapshot
 
@@ -17,20 +17,24 @@ class Slow:
         self.said = said
 
     async def snapshot(self):
-        return Snapshot(1, ())
-
-    async def timed(self, records):
         async with asyncio.timeout(10):
             while not self.said():
                 await asyncio.sleep(0.001)
+        return Snapshot(1, ())
+
+    async def timed(self, records):
         return records
+
+    async def close(self):
+        pass
 
 
 def test_whoever_waits_is_told_for_what(capsys, monkeypatch):
-    monkeypatch.setattr(lease, "SLOW_S", 0.0)
     told = []
-    assert asyncio.run(lease.everything(Slow(lambda: told.append(capsys.readouterr().err) or told[-1]))) == (Snapshot(1, ()), ())
-    assert told[-1] == "asking when each of 0 leases ends\n"
+    monkeypatch.setattr(common, "SLOW_S", 0.0)
+    monkeypatch.setattr(common, "open_store", lambda settings: Slow(lambda: told.append(capsys.readouterr().err) or told[-1]))
+    assert common.with_store(common.store_settings(["--store=kube"]), lease.everything) == (Snapshot(1, ()), ())
+    assert told[-1] == "still asking kube\n"
 
 
 @pytest.mark.parametrize(

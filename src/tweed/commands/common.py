@@ -21,6 +21,8 @@ from tweed.stores import LeaseStore, open_store
 
 T = TypeVar("T")
 
+SLOW_S = 1.0  # who waits longer for the store is told so
+
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 socket_option = click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The agent's socket; default: this network namespace's agent.")
 
@@ -89,9 +91,11 @@ def with_store(settings: Settings, use: Callable[[LeaseStore], Coroutine[Any, An
 
     async def run() -> T:
         store = open_store(settings)
+        slow = asyncio.get_running_loop().call_later(SLOW_S, lambda: click.echo(f"still asking {settings.store}", err=True))
         try:
             return await use(store)
         finally:
+            slow.cancel()
             await store.close()
 
     return asyncio.run(run())

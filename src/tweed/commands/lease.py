@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from pathlib import Path
@@ -20,7 +19,6 @@ from tweed.stores import LeaseStore, Snapshot
 from tweed.wire.flannel import parse_network
 
 ACQUIRE_S = 30.0
-SLOW_S = 1.0  # a person who waits longer is told for what
 
 
 @click.group()
@@ -51,12 +49,7 @@ def as_dict(record: LeaseRecord) -> dict[str, Any]:
 async def everything(store: LeaseStore) -> tuple[Snapshot, tuple[LeaseRecord, ...]]:
     """All that is there, and when each lease ends."""
     snapshot = await store.snapshot()
-    text = f"asking when each of {len(snapshot.records)} leases ends"
-    slow = asyncio.get_running_loop().call_later(SLOW_S, lambda: click.echo(text, err=True))
-    try:
-        return snapshot, await store.timed(snapshot.records)
-    finally:
-        slow.cancel()
+    return snapshot, await store.timed(snapshot.records)
 
 
 @lease.command("list")

@@ -34,6 +34,7 @@ NODES = "/api/v1/nodes"
 PAGE = 500
 # A watch that the server ends by itself costs one request; its end, or a bookmark, shows that it lives.
 WATCH_S = 300
+BOOKMARK_S = 75.0  # servers send one a minute; of one that sends none, streams are only shorter
 SILENCE_S = 15.0  # beyond the server's time
 QUICK_S = 1.0  # a watch that ends sooner, without a word, is no watch
 TRIES = 10
@@ -200,7 +201,7 @@ class KubeStore:
             query = {"watch": "1", "resourceVersion": str(start), "allowWatchBookmarks": "true", "timeoutSeconds": str(max(1, round(seconds)))}
             error = None
             try:
-                async with contextlib.aclosing(self.api.lines(NODES, query, seconds + SILENCE_S)) as stream:
+                async with contextlib.aclosing(self.api.lines(NODES, query, min(seconds, BOOKMARK_S) + SILENCE_S)) as stream:
                     async for lines in stream:
                         events, end = reader.read(lines)
                         if events:
