@@ -8,7 +8,7 @@ from tests.unit.walks import DELIVERED, DROPPED, ROUTE, SEED, SENT
 from tweed.trace.frames import Probe
 from tweed.trace.pcap import stages_of
 from tweed.trace.render import hex_lines, stage_lines, text, walk_lines
-from tweed.trace.result import Loser, Quote, Said
+from tweed.trace.result import Finding, Loser, Quote, Said, Seen, Walk
 
 PROBE = Probe(DELIVERED.src, DELIVERED.dst, sport=1, sequence=2)
 
@@ -67,6 +67,43 @@ def test_many_losers_are_counted():
     step = msgspec.structs.replace(SENT[2], losers=(loser,) * 9)
     lines = text(walk_lines(msgspec.structs.replace(DELIVERED, steps=(step,)), "en"))
     assert lines.count("not a row") == 4 and "not and 5 more rows" in lines
+
+
+def seen(walk: Walk, *differs: str) -> Walk:
+    """The same as if a real packet had gone that way."""
+    steps = tuple(msgspec.structs.replace(step, seen=(Seen("packet", step.node, step.device, "in", 1.0, 1.0, 98, "", differs),)) for step in walk.steps)
+    return msgspec.structs.replace(walk, tier="bpf", steps=steps, probe=msgspec.structs.replace(PROBE, size=1450))
+
+
+def test_a_second_packet_that_goes_the_same_way_is_one_line():
+    title = "A second packet, as large as the sender's MTU, not to be cut"
+    back = msgspec.structs.replace(seen(DELIVERED), src=DELIVERED.dst, dst=DELIVERED.src)
+    whole = msgspec.structs.replace(seen(DELIVERED), reply=back)
+    first = msgspec.structs.replace(whole, whole=whole)
+    lines = text(walk_lines(first, "en")).splitlines()
+    assert lines[-1] == f"{title}: delivered   1450 bytes, the same way there and back" and sum("leaves its container" in line for line in lines) == 2
+    moved = msgspec.structs.replace(whole.steps[2], row=Quote("ip-route.txt:9", "another route"))
+    for other in (
+        seen(DELIVERED, "ttl"),
+        msgspec.structs.replace(whole, reply=None),
+        msgspec.structs.replace(whole, reply=seen(back, "ttl")),
+        msgspec.structs.replace(whole, steps=(*whole.steps[:2], moved, *whole.steps[3:])),
+    ):
+        assert f"\n{title}\n" in text(walk_lines(msgspec.structs.replace(first, whole=other), "en")), other
+
+
+def test_of_live_tables_only_what_matters_is_said():
+    remarks = (
+        Finding("master", Said("nft-evidence", {"lines": "11"}), ()),
+        Finding("master", Said("bridge-outside-overlay", {"bridge": "docker0", "prefix": "172.17.0.0/16", "ports": "-"}), ()),
+        Finding("master", Said("bridge-outside-overlay", {"bridge": "cni0", "prefix": "172.18.0.0/16", "ports": "-"}), ()),
+        SEED.findings[0],
+    )
+    pasted = text(walk_lines(msgspec.structs.replace(SEED, findings=remarks), "en"))
+    assert pasted.count("\n  ! ") == 4
+    live = text(walk_lines(msgspec.structs.replace(DELIVERED, findings=remarks), "en"))
+    assert live.count("\n  ! ") == 2 and "172.18" in live and "leftover" in live
+    assert "About the tables" not in text(walk_lines(msgspec.structs.replace(DELIVERED, findings=remarks[:2]), "en"))
 
 
 def test_branches_have_their_own_verdicts():

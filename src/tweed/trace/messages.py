@@ -288,6 +288,8 @@ LABELS: dict[str, tuple[str, str]] = {
     "way": ("way {branch}", "路径 {branch}"),
     "the reply": ("The reply", "回应"),
     "the whole": ("A second packet, as large as the sender's MTU, not to be cut", "第二个包：与发送端 MTU 等大，禁止分片"),
+    "same way": ("{size} bytes, the same way", "{size} 字节，路径相同"),
+    "same way back": ("{size} bytes, the same way there and back", "{size} 字节，往返路径相同"),
     "not seen": ("not to be seen", "无法看到"),
     "differs": ("other than predicted", "与推演不同"),
     "cause": ("cause", "原因"),

@@ -57,18 +57,20 @@ def walk_lines(walk: Walk, language: Language) -> list[Line]:
             lines.append(branch_line(walk, branch, language))
         lines += step_lines(step, number, where if where != before else "", column, language)
         before = where
-    for which in ("reply", "whole"):
-        if (other := getattr(walk, which)) is not None:
-            lines += other_lines(other, label(language, f"the {which}"), language)
+    if walk.reply is not None:
+        lines += other_lines(walk.reply, label(language, "the reply"), language)
+    if walk.whole is not None:
+        title = label(language, "the whole")
+        lines += same_lines(walk.whole, title, language) if same_way(walk.whole, walk) else other_lines(walk.whole, title, language)
     if (asked := kernel_line(walk, language)) is not None:
         lines += [(), asked]
     if walk.first_divergence is not None:
         lines += [(), *divergence_lines(walk.first_divergence, language)]
     for said in walk.blind:
         lines.append(((f"{label(language, 'not seen')}: {sayer(language)('blind', said)}", "quiet"),))
-    if walk.findings:
+    if findings := [finding for finding in walk.findings if matters(finding, walk)]:
         lines += [(), ((label(language, "findings"), "heading"),)]
-        for finding in walk.findings:
+        for finding in findings:
             lines += finding_lines(finding, language)
     return lines
 
@@ -78,6 +80,37 @@ def other_lines(walk: Walk, title: str, language: Language) -> list[Line]:
     if walk.tier in ("text", "tables") and walk.verdict in ("delivered", "unknown"):
         return [(), ((f"{title}: ", "heading"), *heading(walk, language)[:3])]
     return [(), ((title, "heading"),), *walk_lines(msgspec.structs.replace(walk, first_divergence=None), language)]
+
+
+def same_way(walk: Walk, first: Walk) -> bool:
+    """Whether both arrived by the same decisions, there and back, with nothing on a frame that was not expected."""
+    if any(seen.differs for step in walk.steps for seen in step.seen) or {walk.verdict, first.verdict} != {"delivered"}:
+        return False
+    if walk.reply is None or first.reply is None:
+        return walk.reply is first.reply and decisions(walk) == decisions(first)
+    return decisions(walk) == decisions(first) and same_way(walk.reply, first.reply)
+
+
+def decisions(walk: Walk) -> list[tuple[str, str, str, Said, Quote | None]]:
+    return [(step.branch, step.node, step.device, step.decision, step.row) for step in walk.steps]
+
+
+def same_lines(walk: Walk, title: str, language: Language) -> list[Line]:
+    """A packet of which no more is to be said than that it went as the one before: --json has all of it."""
+    size = walk.probe.size if walk.probe is not None else 0
+    which = "same way back" if walk.reply is not None else "same way"
+    return [
+        (),
+        ((f"{title}: ", "heading"), (label(language, walk.verdict), VERDICT_STYLES[walk.verdict]), (f"   {label(language, which, size=size)}", "quiet")),
+    ]
+
+
+def matters(finding: Finding, walk: Walk) -> bool:
+    """Whether to print it. What is true of every healthy node is said of pasted tables, whose reader may not know the node; of a live one only
+    a bridge beside the overlay that the packet passes."""
+    if walk.tier == "text" or finding.said.id not in ("nft-evidence", "bridge-outside-overlay"):
+        return True
+    return any(step.node == finding.node and step.device == finding.said.params.get("bridge") for step in walk.steps)
 
 
 def kernel_line(walk: Walk, language: Language) -> Line | None:
