@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tweed.addr import parse_address
 from tweed.errors import UsageError
+from tweed.trace.beside import translated
 from tweed.trace.clocks import Crossing, compare
 from tweed.trace.cluster import Cluster
 from tweed.trace.drops import cause_of
@@ -27,9 +28,12 @@ from tweed.trace.probe import Shot, agreed, load, reply_to
 from tweed.trace.recording import Recording, decode, encode
 from tweed.trace.result import Walk
 from tweed.trace.sights import Recognised, sights
+from tweed.wire.packet import Ethernet, Ipv4, Udp, Vxlan
+from tweed.wire.packet import encode as encode_packet
 
 DIRECTORY = Path(__file__).parent / "recordings"
 SRC, DST = parse_address("10.244.0.2"), parse_address("10.244.2.2")
+ETHERNET = Ethernet(bytes(6), bytes(6))
 
 
 def recordings(name: str) -> list[Recording]:
@@ -256,3 +260,18 @@ def test_a_look_up_without_a_device_belongs_to_the_node_whose_packet_the_cpu_has
     missed = Event(t_ns=move.t_ns + 1000, kind="routed", cpu=move.cpu, src=SRC, dst=DST, code=-11, table=254)
     seen = sights([move, missed, msgspec.structs.replace(missed, cpu=move.cpu + 1)], places, Probe(SRC, DST), [8472])
     assert [sight.node for sight in seen] == [places[move.netns], places[move.netns], ""]
+
+
+def test_a_later_fragment_of_a_tunnel_is_no_packet_with_another_source() -> None:
+    """The outer packet was cut for the underlay: its second piece shows the hosts' addresses, and nothing of what is inside."""
+    host, peer = parse_address("192.168.2.200"), parse_address("192.168.2.202")
+    whole = encode_packet(ETHERNET, Ipv4(host, peer, 17, id=7), Udp(1, 8472), Vxlan(1), ETHERNET, Ipv4(SRC, DST, 1), payload=bytes(64))
+    inside = whole[14 + 20 :]
+    pieces = [
+        encode_packet(ETHERNET, Ipv4(host, peer, 17, id=7, more_fragments=offset == 0, fragment_offset=offset), payload=inside[offset : offset + 80])
+        for offset in (0, 80)
+    ]
+    events = [Event(t_ns=number, kind=RECEIVED, netns=1, device="ens33", length=len(data), data=data, network=14) for number, data in enumerate(pieces)]
+    seen = sights(events, {1: "master"}, Probe(SRC, DST, sport=1), [8472])
+    assert [sight.leg for sight in seen] == ["there", "there"]
+    assert not any(translated(sight, Probe(SRC, DST)) for sight in seen)

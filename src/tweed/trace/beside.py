@@ -19,7 +19,7 @@ from tweed.trace.cluster import Cluster
 from tweed.trace.events import CAPTURED, DROPPED, ICMP_SENT, ROUTED, TRACEPOINTS
 from tweed.trace.frames import Hop, Probe, Stage, frames
 from tweed.trace.result import Seen, Step, Walk
-from tweed.trace.sights import Leg, Sight, is_error
+from tweed.trace.sights import Leg, Sight, is_error, later_piece
 from tweed.wire.packet import decode
 
 # Frees that are a matter of course: a socket's queue thrown away, a reply that no datagram socket asked for, a packet socket's filter.
@@ -148,7 +148,7 @@ def snat_possible(steps: Sequence[Step]) -> bool:
 def translated(sight: Sight, probe: Probe) -> bool:
     """Whether masquerading has given the probe another source: an address, or (with the same address) another port or identifier."""
     network = sight.inner
-    if sight.leg != "there" or network is None or sight.packet is None:
+    if sight.leg != "there" or network is None or sight.packet is None or later_piece(sight.packet):
         return False
     if network.octets("src") != probe.src:
         return True

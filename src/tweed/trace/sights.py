@@ -137,3 +137,9 @@ def piece(packet: Packet) -> tuple[int, str] | None:
         if layer.name == "fragment":
             return layer.number("id"), "6"
     return None
+
+
+def later_piece(packet: Packet) -> bool:
+    """Whether it is a fragment behind the first: of a tunnel's, nobody can see what is inside."""
+    offsets = (layer.get("fragment_offset") for layer in packet.layers if not layer.quoted)
+    return any(offset is not None and offset.value for offset in offsets)
