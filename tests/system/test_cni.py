@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 import subprocess
 
 import pytest
@@ -255,6 +256,42 @@ def test_gc_removes_exactly_what_is_not_listed(runtime, sandbox, sandbox2):
         third.remove()
 
 
+def test_gc_goes_on_past_what_it_cannot_free_and_says_all(fast, sandbox, sandbox2):
+    """The ledger cannot be written: both containers are off the bridge all the same, both failures are told, and another GC succeeds."""
+    for name, box in (("one", sandbox), ("two", sandbox2)):
+        fast.add(conflist(), name, box.path)
+    state, nothing = str(fast.node.state), conf("1.1.0", **{"cni.dev/valid-attachments": []})
+    subprocess.run(["mount", "--bind", "-o", "ro", state, state], check=True)
+    try:
+        answer = fast.run("tweed", nothing, CNI_COMMAND="GC")
+        assert answer.error == 100 and answer.document["msg"].startswith("2 could not be freed: ")
+        assert answer.document["details"].count("attachments.json cannot be written") == 2
+        assert "eth0" not in sandbox.sh("ip link") and "eth0" not in sandbox2.sh("ip link")
+    finally:
+        subprocess.run(["umount", state], check=True)
+    assert fast.run("tweed", nothing, CNI_COMMAND="GC") == (0, "", "") and pods(fast) == set()
+
+
+def test_the_nodes_own_namespace_is_no_containers(runtime):
+    """Of ADD nothing comes, and DEL frees what flannel's plugin held without touching the node's eth0."""
+    node = runtime.node
+    node.sh("ip link add eth0 type bridge")
+    held = node.state.parent / "cni/networks/cbr0" / node.status()["subnet"].replace(".0/24", ".240")
+    held.parent.mkdir(parents=True)
+    held.write_text("c1\r\neth0")
+    try:
+        before = traces(node)
+        for netns in (f"/run/netns/{node.name}", f"/proc/{node.process.pid}/ns/net"):
+            given = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth1", "CNI_NETNS": netns}
+            answer = runtime.run("tweed", conf(), CNI_COMMAND="ADD", **given)
+            assert answer.error == 3 and "of the node itself" in answer.document["msg"]
+            assert runtime.run("tweed", conf(), CNI_COMMAND="DEL", **given | {"CNI_IFNAME": "eth0"}) == (0, "", "")
+        assert traces(node) == before and not held.exists()
+    finally:
+        node.sh("ip link del eth0")
+        shutil.rmtree(node.state.parent / "cni")
+
+
 def test_status(runtime):
     answer = runtime.run("tweed", conf("1.1.0"), CNI_COMMAND="STATUS")
     assert (answer.code, answer.stdout) == (0, "")
@@ -345,6 +382,20 @@ def test_reserved_addresses_are_given_to_who_names_them(fast, sandbox, sandbox2)
         fast.delete(network, name, box.path)
 
 
+def test_a_set_of_two_ranges(fast, sandbox, sandbox2):
+    """As host-local has them: when the first is used up, the next; containers of both have their gateway and reach each other."""
+    sets = [[{"subnet": "172.30.15.0/30"}, {"subnet": "172.30.16.0/24"}], [{"subnet": "fd05::/64"}]]
+    network = conflist(bridge="side0", ipam={"ranges": sets})
+    results = [fast.add(network, name, box.path) for name, box in (("a", sandbox), ("b", sandbox2))]
+    assert [[ip["address"] for ip in result["ips"]] for result in results] == [["172.30.15.2/30", "fd05::2/64"], ["172.30.16.2/24", "fd05::3/64"]]
+    assert results[1]["ips"][0]["gateway"] == "172.30.16.1"
+    assert not ping((sandbox.name, address_of(results[1], family)) for family in (0, 1))
+    for name, box in (("a", sandbox), ("b", sandbox2)):
+        fast.check(network, name, box.path)
+        fast.delete(network, name, box.path)
+    fast.node.sh("ip link del side0")
+
+
 def test_several_networks_on_bridges_side_by_side(runtime, sandbox, sandbox2):
     """The overlay's eth0 and a second network on a bridge of its own; the default route stays the first one's."""
     second = {"cniVersion": "1.0.0", "name": "side", "plugins": [{"type": "tweed", "bridge": "side0", "ipam": {"ranges": [[{"subnet": "172.30.5.0/24"}]]}}]}
@@ -406,7 +457,7 @@ TEXTS = [
         )
     ],
     (json.dumps(GOOD | {"ipam": {"ranges": [[{"subnet": "10.9.9.0/24"}], [{"subnet": "10.9.9.0/25"}]]}}), {7}),
-    (json.dumps(GOOD | {"ipam": {"ranges": [[]]}}), {2}),
+    (json.dumps(GOOD | {"ipam": {"ranges": [[]]}}), {7}),
     (json.dumps(GOOD | {"ipMasq": True, "ipam": {"ranges": [[{"subnet": "10.9.9.0/24"}]]}}), {2}),
     *[(json.dumps(GOOD | {"runtimeConfig": v}), {7}) for v in ({"ips": ["x"]}, {"mac": "x"}, {"mac": "ff:ff:ff:ff:ff:ff"})],
     *[(json.dumps(GOOD | {"runtimeConfig": v}), {102}) for v in ({"ips": ["192.0.2.1"]}, {"ips": ["10.244.0.1"]})],

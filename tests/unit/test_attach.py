@@ -10,9 +10,9 @@ from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac, parse
 from tweed.errors import UsageError
 from tweed.model import Link
 from tweed.plan import attach
-from tweed.plan.addresses import free_address, host_name, place
+from tweed.plan.addresses import Taken, free_address, host_name, place
 from tweed.plan.attach import Facts
-from tweed.plan.attachment import AttachRequest, NodeNetwork, Range, Refused, as_json, from_json, request_from_json
+from tweed.plan.attachment import AttachRequest, NoAddress, NodeNetwork, Range, Refused, as_json, from_json, request_from_json
 from tweed.wire.packet import internet_checksum
 
 V4 = Prefix.parse("10.244.1.0/24")
@@ -129,8 +129,11 @@ def test_addresses_rotate(subnet, taken, last, chosen):
 
 @pytest.mark.parametrize(("subnet", "taken"), [("10.0.0.0/30", ["10.0.0.2"]), ("fd00::/126", ["fd00::2", "fd00::3"]), ("10.0.0.0/31", [])])
 def test_a_full_subnet_is_said(subnet, taken):
-    with pytest.raises(Refused, match="no address is left in"):
-        free_address(Range.whole(Prefix.parse(subnet)), [parse_address(t) for t in taken], None)
+    pool, held = Range.whole(Prefix.parse(subnet)), [parse_address(t) for t in taken]
+    assert free_address(pool, held, None) is None
+    with pytest.raises(NoAddress, match=f"no address is left in {subnet}: ") as error:
+        Taken((), held).pick([pool], (), ())
+    assert error.value.wait_s is None
 
 
 @settings(max_examples=27)
@@ -142,13 +145,9 @@ def test_the_choice_is_the_first_free_one_after_the_last(family, bits, taken_off
     taken = [subnet.host(o) for o in taken_offsets if o < subnet.step]
     last = subnet.host(last_offset % subnet.step)
     free = [o for o in usable if subnet.host(o) not in taken]
-    if not free:
-        with pytest.raises(Refused):
-            free_address(Range.whole(subnet), taken, last)
-        return
     offset = last_offset % subnet.step
-    expected = next((o for o in free if o > offset), free[0])
-    assert free_address(Range.whole(subnet), taken, last) == subnet.host(expected)
+    expected = next((o for o in free if o > offset), free[0]) if free else None
+    assert free_address(Range.whole(subnet), taken, last) == (None if expected is None else subnet.host(expected))
 
 
 def test_what_a_container_gets():

@@ -74,11 +74,11 @@ def test_cut_short():
         ({"isDefaultGateway": False}, "default_route", False),
         ({"bridge": "br7"}, "bridge", "br7"),
         ({"ipMasq": True}, "masquerade", True),
-        ({"ipam": {"part": "2/2"}}, "ranges", (Range.whole(Prefix.parse("10.244.1.128/25")), Range.whole(Prefix.parse("fd00:244:0:1:8000::/65")))),
+        ({"ipam": {"part": "2/2"}}, "ranges", ((Range.whole(Prefix.parse("10.244.1.128/25")),), (Range.whole(Prefix.parse("fd00:244:0:1:8000::/65")),))),
         ({"ipam": {"routes": [{"dst": "192.0.2.0/24"}]}}, "routes", ((Prefix.parse("192.0.2.0/24"), None),)),
         ({"ipam": {"ranges": [[{"subnet": "172.30.0.0/24"}]]}}, "networks", ()),
         ({"ipam": {"ranges": [[{"subnet": "10.244.1.0/25"}]]}}, "networks", CLUSTER),
-        ({"runtimeConfig": {"ipRanges": [[{"subnet": "10.244.1.64/26"}]]}}, "ranges", (Range.whole(Prefix.parse("10.244.1.64/26")),)),
+        ({"runtimeConfig": {"ipRanges": [[{"subnet": "10.244.1.64/26"}]]}}, "ranges", ((Range.whole(Prefix.parse("10.244.1.64/26")),),)),
     ],
 )
 def test_what_a_configuration_asks_for(more, field, value):
@@ -150,7 +150,7 @@ def attachment(container="c", **more):
 @settings(max_examples=60)
 @given(st.data())
 def test_what_is_handed_out_is_free_usable_and_not_reserved(data):
-    """Against the list of all addresses of a small range, looked at one by one."""
+    """Against the list of all addresses of a small range, looked at one by one; beside it in the set a range that is full."""
     subnet = Prefix.parse("10.9.9.64/27")
     ends = sorted(data.draw(st.lists(st.integers(0, 31), min_size=2, max_size=2)))
     pool = Range.whole(subnet, subnet.host(data.draw(st.integers(0, 31))), subnet.host(ends[0]), subnet.host(ends[1]))
@@ -160,9 +160,10 @@ def test_what_is_handed_out_is_free_usable_and_not_reserved(data):
     clock = 60.0
     possible = [subnet.host(i) for i in range(ends[0], ends[1] + 1) if 0 < i < 31 and subnet.host(i) != pool.gateway and subnet.host(i) not in held]
     free = [a for a in possible if not any(a in span for span in reserved) and not 0 <= clock - freed.get(a, -QUARANTINE_S) < QUARANTINE_S]
-    taken = Taken((), held, freed, clock)
+    full = Range.whole(Prefix.parse("10.9.8.0/30"))
+    taken = Taken((), held | {full.subnet.host(2)}, freed, clock)
     try:
-        assert taken.pick(pool, None, reserved) == free[0]
+        assert taken.pick(data.draw(st.permutations([pool, full])), (), reserved) == (pool, free[0])
     except NoAddress as error:
         assert not free
         assert error.wait_s is None or 0 < error.wait_s <= QUARANTINE_S
@@ -173,9 +174,61 @@ def test_quarantine_says_when_it_ends():
     subnet = Prefix.parse("10.9.9.0/30")
     taken = Taken((), (), {subnet.host(2): 100.0}, 110.0)
     with pytest.raises(NoAddress, match=f"the first is free in {QUARANTINE_S - 10:.0f} s") as error:
-        taken.pick(Range.whole(subnet), None, ())
+        taken.pick([Range.whole(subnet)], (), ())
     assert error.value.wait_s == QUARANTINE_S - 10
-    assert Taken((), (), {subnet.host(2): 100.0}, 100.0 + QUARANTINE_S).pick(Range.whole(subnet), None, ()) == subnet.host(2)
+    assert Taken((), (), {subnet.host(2): 100.0}, 100.0 + QUARANTINE_S).pick([Range.whole(subnet)], (), ())[1] == subnet.host(2)
+
+
+def test_the_ranges_of_a_set_are_used_up_in_turn():
+    """A container has one address of each set, with the length and the gateway of the range that it is of."""
+    small = {"subnet": "10.244.1.0/29", "rangeStart": "10.244.1.5"}
+    sets = [[small, small | {"rangeStart": "10.244.1.2", "rangeEnd": "10.244.1.3"}, {"subnet": "10.244.1.128/30"}]]
+    network, attached, last = network_of(conf(ipam={"ranges": sets}), NODE), [], ()
+    for expected in ("10.244.1.5/29", "10.244.1.6/29", "10.244.1.2/29", "10.244.1.3/29", "10.244.1.130/30"):
+        made = place(AttachRequest(expected, "eth0", "/n"), network, attached, last, 0.0)
+        assert [str(address) for address in made.addresses] == [expected]
+        assert made.gateways == (made.addresses[0].network.host(1),) and {via.gateway for via in made.routes} == set(made.gateways)
+        attached, last = [*attached, made], (*last, made.addresses[0].address)
+    with pytest.raises(NoAddress, match=r"in 10\.244\.1\.0/29 and 10\.244\.1\.128/30: "):
+        place(AttachRequest("c", "eth0", "/n"), network, attached, last, 0.0)
+    assert [str(gateway) for gateway in attach.gateways(network)] == ["10.244.1.1/29", "10.244.1.129/30"]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [[]],
+        [[{"subnet": "10.9.9.0/24"}, {"subnet": "fd09::/64"}]],
+        [[{"subnet": "10.9.9.0/24"}, {"subnet": "10.9.9.0/24"}]],
+        [[{"subnet": "10.9.9.0/24"}, {"subnet": "10.9.9.128/25"}]],
+        [[{"subnet": "10.9.9.0/24", "rangeEnd": "10.9.9.9"}, {"subnet": "10.9.9.0/24", "rangeStart": "10.9.9.10", "gateway": "10.9.9.254"}]],
+        [[{"subnet": "10.9.9.0/24", "rangeEnd": "10.9.9.9"}], [{"subnet": "10.9.9.0/24", "rangeStart": "10.9.9.10"}]],
+        [[{"subnet": f"10.{number}.0.0/24"}] for number in range(65)],
+    ],
+)
+def test_ranges_that_cannot_be(sets):
+    with pytest.raises(CniError, match="ranges: ") as error:
+        network_of(conf(ipam={"ranges": sets}), NODE)
+    assert error.value.code == 7
+
+
+def test_what_cannot_be_attached_can_still_be_deleted():
+    """A configuration that was edited in between must not keep a container from being deleted."""
+    edited = parse_conf(msgspec.json.encode(GOOD | {"vlan": 5}), "DEL")
+    with pytest.raises(CniError, match="unsupported field vlan: 5") as error:
+        network_of(edited, NODE)
+    assert error.value.code == 2
+
+
+def test_reservations_are_bounded_together():
+    with pytest.raises(CniError, match="more than 65536 addresses together"):
+        network_of(conf(ipam={"reserved": ["10.0.0.0/17", "10.1.0.0/17", "10.2.0.1"]}), NODE)
+
+
+def test_a_part_is_one_of_the_lease_also_where_docker_has_half_of_it():
+    beside_docker = msgspec.structs.replace(NODE, ranges=((Range.whole(Prefix.parse("10.244.1.0/25")),),))
+    assert network_of(conf(), beside_docker).pools[0].subnet == Prefix.parse("10.244.1.0/25")
+    assert network_of(conf(ipam={"part": "1/2"}), beside_docker).pools[0].subnet == Prefix.parse("10.244.1.0/25")
 
 
 def test_whoever_names_an_address_need_not_wait_for_it():

@@ -52,6 +52,12 @@ def test_a_daemon_json_keeps_what_is_not_ours() -> None:
             merged(junk, Options(), "daemon.json")
 
 
+@pytest.mark.parametrize("text", ["FLANNEL_SUBNET=10.0.0.1/30", "FLANNEL_SUBNET=10.0.0.1/32", "FLANNEL_IPV6_SUBNET=fd00::1/127"])
+def test_what_is_too_small_is_not_split(text: str) -> None:
+    with pytest.raises(TweedError, match="is too small to split: each half needs 4 addresses"):
+        options(parse_subnet_env(text + "\n"), split=True)
+
+
 @pytest.mark.parametrize("text", ["10.244.1.0/24", "fd00:0:0:1::/64", "10.0.0.0/30"])
 def test_the_halves_are_the_whole(text: str) -> None:
     subnet = P(text)

@@ -39,7 +39,7 @@ from tweed.errors import KernelError, StoreError, StoreUnavailable, TweedError, 
 from tweed.kernel import links, sysctl
 from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, Owner, Tun
-from tweed.plan.attachment import BRIDGE, NodeNetwork
+from tweed.plan.attachment import BRIDGE, NodeNetwork, Range
 from tweed.plan.backend import Backend, backend, check_supported, refused
 from tweed.plan.docker import pods_subnet
 from tweed.plan.flannel_rules import stray_routes
@@ -314,8 +314,10 @@ class Agent:
             raise TweedError(self.membership.fenced)
         assert self.site is not None
         own, bridges = self.membership.own.lease, self.site.container_bridges()
-        subnet, subnet6 = (pods_subnet(each.subnet, self._pod_bridges, bridges) if each is not None else None for each in (own.v4, own.v6))
-        return NodeNetwork(subnet, subnet6, self.mtu, BRIDGE, self.dataplane.networks)
+        subnet, subnet6 = (None if each is None else each.subnet for each in (own.v4, own.v6))
+        network = NodeNetwork(subnet, subnet6, self.mtu, BRIDGE, self.dataplane.networks)
+        left = tuple(pods_subnet(each, self._pod_bridges, bridges) for each in network.subnets)
+        return network if left == network.subnets else msgspec.structs.replace(network, ranges=tuple((Range.whole(each),) for each in left))
 
     @property
     def _pod_bridges(self) -> set[str]:

@@ -111,7 +111,10 @@ class Attachments:
         for holding in held:
             if holding.address not in used and not holding.is_young():
                 log.info("freeing %s: no container has it any more, %s leaked", format_address(holding.address), holding.path)
-                holding.path.unlink(missing_ok=True)
+                try:
+                    holding.remove()
+                except TweedError as error:
+                    log.warning("%s; its address stays unused", error)
         # Of other nodes and labs on this machine nothing is taken: only what is behind a port of a bridge here.
         behind = {address for address, spaces in used.items() if spaces & foreign}
         self.strangers = frozenset(behind - known - {holding.address for holding in held})
@@ -143,7 +146,7 @@ class Attachments:
         for holding in held:
             for bridge in {BRIDGE, *self.ledger.bridges}:
                 self.forget(bridge, [holding.address])
-            holding.path.unlink(missing_ok=True)
+            holding.remove()
             self.ledger.freed[holding.address] = clock_s()
         if held:
             self.ledger.save()

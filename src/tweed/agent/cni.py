@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,9 +120,12 @@ class Cni:
 
         await asyncio.gather(*map(free, gone))
         holdings = [each for each in self.agent.attachments.holdings() if each.path.parent.name == conf.name and each.owner() not in known]
-        self.agent.attachments.release([each for each in holdings if self.agent.attachments.is_ours(each) and not each.is_young()])
+        try:
+            self.agent.attachments.release([each for each in holdings if self.agent.attachments.is_ours(each) and not each.is_young()])
+        except TweedError as error:
+            failed.append(str(error))
         if failed:
-            raise CniError(wire.KERNEL, f"{len(failed)} containers could not be detached: {failed[0]}", "; ".join(failed))
+            raise CniError(wire.KERNEL, f"{len(failed)} could not be freed: {failed[0]}", "; ".join(failed))
 
     async def status(self, call: Call, conf: Conf, descriptors: list[int]) -> str:
         """A warning for stderr, "" when all is well. Raises CniError 50 when no container can be attached, 51 for want of addresses."""
@@ -130,9 +134,9 @@ class Cni:
         except CniError as error:
             raise CniError(wire.UNAVAILABLE, str(error)) from None
         taken = self.agent.attachments.taken()
-        for pool in network.pools:
+        for pools in network.sets:
             try:
-                taken.pick(pool, None, network.reserved)
+                taken.pick(pools, (), network.reserved)
             except NoAddress as error:
                 raise CniError(wire.LIMITED, str(error)) from None
         assert self.agent.site is not None  # it has a lease
@@ -178,7 +182,14 @@ class Cni:
 
 
 def container(path: str, descriptors: list[int]) -> Container:
-    """The namespace of a call: by the descriptors that the relay opened in it, else by the one of it, else by its path."""
+    """The namespace of a call: by the descriptors that the relay opened in it, else by the one of it, else by its path.
+
+    Raises Unknown for one that is none, or the node's own: what is done to a container's devices there would be done to the node's.
+    """
+    own = os.stat("/proc/thread-self/ns/net")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(descriptors[0]) if descriptors else os.stat(path), own):
+            raise Unknown(f"CNI_NETNS {path} is the network namespace of the node itself")
     if len(descriptors) > 1:
         taken, descriptors[:] = [*descriptors], []
         return Container.received(taken)

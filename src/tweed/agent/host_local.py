@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tweed.addr import Prefix, format_address, parse_address
-from tweed.errors import KernelError
+from tweed.errors import KernelError, TweedError
 from tweed.kernel import links, netns, tables
 from tweed.kernel.netlink import Netlink
 from tweed.plan.attachment import Attachment
@@ -40,6 +40,13 @@ class Holding:
         with contextlib.suppress(OSError):
             return time.time() - self.path.stat().st_mtime < YOUNG_S
         return False
+
+    def remove(self) -> None:
+        """Raises TweedError when the file cannot be removed: the address stays taken."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise TweedError(f"{self.path} cannot be removed: {error.strerror}") from None
 
 
 def holdings(directory: Path) -> Iterator[Holding]:

@@ -88,7 +88,7 @@ def put(path: Path, text: str, options: docker.Options) -> None:
         click.echo(f"{path} says so already")
         return
     try:
-        write_atomic(path, text)
+        write_atomic(path.resolve(), text)  # where it is a symlink, the file that it stands for
     except OSError as error:
         raise TweedError(f"{path}: {error.strerror}") from None
     change = "" if before is None else ", which is another than before"

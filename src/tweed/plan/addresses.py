@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 
 from tweed.addr import Prefix, format_address, format_mac
@@ -34,10 +34,10 @@ def usable(pool: Range) -> Span | None:
     return Span(low.to_bytes(size, "big"), high.to_bytes(size, "big")) if low <= high else None
 
 
-def free_address(pool: Range, taken: Collection[bytes], last: bytes | None) -> bytes:
+def free_address(pool: Range, taken: Collection[bytes], last: bytes | None) -> bytes | None:
     """The next free address after `last` (the one handed out before), round the range: what was just freed comes last.
 
-    Raises NoAddress when all are taken. `taken` may hold addresses of anywhere.
+    None when all are taken. `taken` may hold addresses of anywhere.
     """
     span = usable(pool)
     if span is not None:
@@ -47,7 +47,7 @@ def free_address(pool: Range, taken: Collection[bytes], last: bytes | None) -> b
             address = (first + (start - first + i) % (end - first)).to_bytes(len(pool.gateway), "big")
             if address not in taken and address != pool.gateway:
                 return address
-    raise NoAddress(f"no address is left in {pool.subnet}: detach a container, or give nodes larger subnets (SubnetLen)")
+    return None
 
 
 class Taken:
@@ -64,20 +64,24 @@ class Taken:
         self.hard = {prefix.address for a in attached for prefix in a.addresses} | set(others)
         self.leaves = {address: at + QUARANTINE_S - clock for address, at in (freed or {}).items() if at <= clock < at + QUARANTINE_S}
 
-    def pick(self, pool: Range, last: bytes | None, reserved: Collection[Span]) -> bytes:
-        """Raises NoAddress, with the time to wait when only the quarantine is in the way."""
-        soft = self.hard | self.leaves.keys()
-        for span in reserved:
-            soft |= members(span, pool)
-        try:
-            return free_address(pool, soft, last)
-        except NoAddress:
-            waits = [left for address, left in self.leaves.items() if address in pool.span and address not in self.hard]
-            if not waits:
-                raise
-            wait_s = min(waits)
-            text = f"no address is free in {pool.subnet} now: {len(waits)} were in use until just now, the first is free in {wait_s:.0f} s; try again then"
-            raise NoAddress(text, wait_s) from None
+    def pick(self, pools: Sequence[Range], last: Sequence[bytes], reserved: Collection[Span]) -> tuple[Range, bytes]:
+        """An address of one of a set of ranges: of the one that gave the last, then of the others in order. `last`: the newest at the end.
+
+        Raises NoAddress, with the time to wait when only the quarantine is in the way.
+        """
+        newest = {pool: max((at for at, address in enumerate(last) if address in pool.span), default=-1) for pool in pools}
+        for pool in sorted(pools, key=lambda pool: -newest[pool]):
+            soft = self.hard.union(self.leaves, *(members(span, pool) for span in reserved))
+            address = free_address(pool, soft, last[newest[pool]] if newest[pool] >= 0 else None)
+            if address is not None:
+                return pool, address
+        where = " and ".join(dict.fromkeys(str(pool.subnet) for pool in pools))
+        waits = [left for address, left in self.leaves.items() if any(address in pool.span for pool in pools) and address not in self.hard]
+        if not waits:
+            raise NoAddress(f"no address is left in {where}: detach a container, or give nodes larger subnets (SubnetLen)")
+        wait_s = min(waits)
+        text = f"no address is free in {where} now: {len(waits)} were in use until just now, the first is free in {wait_s:.0f} s; try again then"
+        raise NoAddress(text, wait_s)
 
 
 def members(span: Span, pool: Range) -> set[bytes]:
@@ -110,33 +114,31 @@ def place(
     request: AttachRequest,
     network: NodeNetwork,
     attached: Collection[Attachment],
-    last: Collection[bytes],
+    last: Sequence[bytes],
     now: float,
     taken: Taken | None = None,
     routed: Collection[Prefix] = (),
 ) -> Attachment:
-    """What the container gets: an address of each range, a MAC, a device name, routes. Pending. Raises Refused.
+    """What the container gets: an address of each set of ranges, a MAC, a device name, routes. Pending. Raises Refused.
 
-    `last`: the addresses handed out last, one per range. `now`: seconds since 1970. `routed`: destinations that the container has
+    `last`: the addresses handed out last, one per subnet. `now`: seconds since 1970. `routed`: destinations that the container has
     routes to from an earlier network, which stay.
     """
     if any(a.key == (request.container_id, request.ifname) for a in attached):
         raise Refused(f"container {request.container_id} has its {request.ifname} already: detach it first")
     taken = taken or Taken(attached)
-    pools = network.pools
-    if not pools:
+    if not network.sets:
         raise Refused("this node has no subnet yet: wait until its agent holds a lease")
     for address in request.addresses:
-        check_static(pools, address, taken.hard)
-    addresses = []
-    for pool in pools:
-        wanted = [address for address in request.addresses if pool.subnet.contains(address)]
-        if len(wanted) > 1:
-            raise Refused(f"addresses {' and '.join(map(format_address, wanted))}: one of each family")
-        before = next((address for address in last if address in pool.span), None)
-        addresses.append(Prefix(wanted[0] if wanted else taken.pick(pool, before, network.reserved), pool.subnet.length))
-    mac = request.mac or mac_of(addresses[0].address)
-    if any(a.mac == mac and a.bridge == network.bridge for a in attached) or mac == mac_of(pools[0].gateway):
+        check_static(network.pools, address, taken.hard)
+    chosen: list[tuple[Range, bytes]] = []
+    for pools in network.sets:
+        wanted = [(pool, address) for address in request.addresses for pool in pools if pool.subnet.contains(address)]
+        if len({address for _, address in wanted}) > 1:
+            raise Refused(f"addresses {' and '.join(dict.fromkeys(format_address(address) for _, address in wanted))}: one of each family")
+        chosen.append(wanted[0] if wanted else taken.pick(pools, last, network.reserved))
+    mac = request.mac or mac_of(chosen[0][1])
+    if any(a.mac == mac and a.bridge == network.bridge for a in attached) or mac == mac_of(network.pools[0].gateway):
         raise Refused(f"MAC {format_mac(mac)} is in use on {network.bridge} already")
     return Attachment(
         container_id=request.container_id,
@@ -145,24 +147,24 @@ def place(
         host_name=host_name(request.container_id, request.ifname),
         bridge=network.bridge,
         mac=mac,
-        addresses=tuple(addresses),
+        addresses=tuple(Prefix(address, pool.subnet.length) for pool, address in chosen),
         since=now,
         pending=True,
         network=network.name,
         pod=request.pod,
         mtu=network.mtu,
-        gateways=tuple(pool.gateway for pool in pools),
-        routes=routes(network, routed),
+        gateways=tuple(pool.gateway for pool, _ in chosen),
+        routes=routes(network, [pool for pool, _ in chosen], routed),
         hairpin=network.hairpin,
         masquerade=network.masquerade,
     )
 
 
-def routes(network: NodeNetwork, routed: Collection[Prefix] = ()) -> tuple[Via, ...]:
-    """The routes of a container: those asked for, to the overlay, and the default one, each through its family's gateway. The first of
-    one destination wins, as with CNI's own plugins."""
+def routes(network: NodeNetwork, pools: Sequence[Range], routed: Collection[Prefix]) -> tuple[Via, ...]:
+    """The routes of a container with addresses of `pools`: those asked for, to the overlay, and the default one, each through its
+    family's gateway. The first of one destination wins, as with CNI's own plugins."""
     found: dict[Prefix, Via] = {}
-    for pool in reversed(network.pools):
+    for pool in reversed(pools):
         family = pool.subnet.family
         wanted = [(dst, via) for dst, via in network.routes if dst.family == family]
         wanted += [(dst, None) for dst in network.networks if dst.family == family]

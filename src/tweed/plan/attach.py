@@ -144,7 +144,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 def gateways(network: NodeNetwork) -> tuple[Prefix, ...]:
     """The bridge's own addresses: the first of each subnet, where a range says no other."""
-    return tuple(Prefix(pool.gateway, pool.subnet.length) for pool in network.pools)
+    return tuple(dict.fromkeys(Prefix(pool.gateway, pool.subnet.length) for pool in network.pools))
 
 
 def check_elsewhere(network: NodeNetwork, facts: Facts) -> None:

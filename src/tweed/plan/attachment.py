@@ -36,6 +36,10 @@ class Span(msgspec.Struct, frozen=True):
     first: bytes
     last: bytes
 
+    @property
+    def size(self) -> int:
+        return int.from_bytes(self.last, "big") - int.from_bytes(self.first, "big") + 1
+
     def __contains__(self, address: bytes) -> bool:
         return len(address) == len(self.first) and self.first <= address <= self.last
 
@@ -77,8 +81,9 @@ class Via(msgspec.Struct, frozen=True):
 class NodeNetwork(msgspec.Struct, frozen=True):
     """What a node offers its containers: its own subnets (None: family off), the MTU that fits both, the cluster's networks.
 
-    What follows is as one CNI configuration has it. `ranges`: instead of the whole subnets; `reserved`: given only to who names one of
-    them; `routes`: further ones, through the gateway where none is given; `masquerade`: what leaves the cluster shall have the node's address.
+    What follows is as one CNI configuration has it. `ranges`: sets of ranges instead of the whole subnets, a container gets an address
+    of each set; `reserved`: given only to who names one of them; `routes`: further ones, through the gateway where none is given;
+    `masquerade`: what leaves the cluster shall have the node's address.
     """
 
     subnet: Prefix | None
@@ -87,7 +92,7 @@ class NodeNetwork(msgspec.Struct, frozen=True):
     bridge: str = BRIDGE
     networks: tuple[Prefix, ...] = ()
     name: str = ""
-    ranges: tuple[Range, ...] = ()
+    ranges: tuple[tuple[Range, ...], ...] = ()
     reserved: tuple[Span, ...] = ()
     default_route: bool = True
     routes: tuple[tuple[Prefix, bytes | None], ...] = ()
@@ -101,12 +106,16 @@ class NodeNetwork(msgspec.Struct, frozen=True):
         return tuple(subnet.network for subnet in (self.subnet, self.subnet6) if subnet is not None)
 
     @property
+    def sets(self) -> tuple[tuple[Range, ...], ...]:
+        return self.ranges or tuple((Range.whole(subnet),) for subnet in self.subnets)
+
+    @property
     def pools(self) -> tuple[Range, ...]:
-        return self.ranges or tuple(map(Range.whole, self.subnets))
+        return tuple(pool for pools in self.sets for pool in pools)
 
 
 class AttachRequest(msgspec.Struct, frozen=True):
-    """`netns` is a path (`/run/netns/x`, `/proc/self/fd/7`); `addresses` are wanted ones, at most one of each range. `pod`: its name, for people."""
+    """`netns` is a path (`/run/netns/x`, `/proc/self/fd/7`); `addresses` are wanted ones, at most one of each set of ranges. `pod`: its name, for people."""
 
     container_id: str
     ifname: str

@@ -50,11 +50,18 @@ class Options(msgspec.Struct, frozen=True):
         return {key: value for key, value in plain.items() if value is not None} | v6
 
 
+SPLIT_MIN = 8  # addresses: a half has its base, its gateway, a container, and IPv4's broadcast address
 KEYS = ("bip", "ip-masq", "mtu", "ipv6", "fixed-cidr-v6")  # those of daemon.json that are ours to set
 
 
 def options(env: SubnetEnv, *, ip_masq: bool = True, split: bool = False) -> Options:
-    """`ip_masq` False: say nothing of masquerading (old dockerd has no such flag). `split`: docker0 gets `docker_half` of each subnet."""
+    """`ip_masq` False: say nothing of masquerading (old dockerd has no such flag). `split`: docker0 gets `docker_half` of each subnet.
+
+    Raises TweedError for a subnet that is too small to be split.
+    """
+    small = [each for each in env.subnets if split and each.step < SPLIT_MIN]
+    if small:
+        raise TweedError(f"{small[0]} is too small to split: each half needs {SPLIT_MIN // 2} addresses; give nodes larger subnets (SubnetLen)")
     subnet, subnet6 = (docker_half(each) if split and each is not None else each for each in (env.subnet, env.subnet6))
     return Options(
         bip=Prefix(subnet.host(1), subnet.length) if subnet is not None else None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import msgspec
 
 from tweed.addr import Prefix, parse_address
@@ -10,7 +13,8 @@ from tweed.plan.attachment import NodeNetwork, Range, Span
 from tweed.wire.cni import INVALID, UNSUPPORTED, CniError, Conf, RangeConf, RouteConf, check_identity
 from tweed.wire.flannel import SubnetEnv
 
-RESERVED_MAX = 1 << 16  # addresses; they are looked at one by one
+RESERVED_MAX = 1 << 16  # addresses, of all reservations together; they are looked at one by one
+RANGES_MAX = 64  # of all sets together; each is compared with each
 PARTS_MAX = 256
 MTU_MIN, MTU_MAX = 576, 65535
 
@@ -23,6 +27,8 @@ def network_of(conf: Conf, node: NodeNetwork, env: SubnetEnv | None = None) -> N
 def of_tweed(conf: Conf, node: NodeNetwork) -> NodeNetwork:
     if conf.ipam.type not in ("", "tweed", "host-local"):
         raise CniError(UNSUPPORTED, f"unsupported field ipam.type: {conf.ipam.type!r}; tweed gives addresses itself")
+    if conf.vlan:
+        raise CniError(UNSUPPORTED, f"unsupported field vlan: {conf.vlan}")
     if conf.hairpin_mode and conf.promisc_mode:
         raise CniError(INVALID, "hairpinMode and promiscMode are both on: choose one, with both a container gets every frame twice")
     network = msgspec.structs.replace(
@@ -35,7 +41,7 @@ def of_tweed(conf: Conf, node: NodeNetwork) -> NodeNetwork:
         default_route=conf.is_default_gateway,
         masquerade=conf.ip_masq,
         routes=tuple(map(route_of, conf.ipam.routes)),
-        reserved=tuple(map(span_of, conf.ipam.reserved)),
+        reserved=reserved_of(conf.ipam.reserved),
         ranges=ranges_of(conf, node),
     )
     on_overlay = any(subnet.contains(pool.subnet) for pool in network.pools for subnet in node.subnets)
@@ -58,7 +64,6 @@ def of_flannel(conf: Conf, node: NodeNetwork, env: SubnetEnv | None) -> NodeNetw
         raise CniError(INVALID, "cannot set hairpin mode and promiscuous mode at the same time")
     if conf.ipam.type not in ("", "host-local"):
         raise CniError(UNSUPPORTED, f"unsupported field ipam.type: {conf.ipam.type!r}; tweed stands in for host-local")
-    # (Docker may have the upper half of the lease: see plan.docker.)
     if env is not None and env.subnets and not all(any(said.contains(own) for said in env.subnets) for own in node.subnets):
         texts = [" and ".join(map(str, subnets)) for subnets in (env.subnets, node.subnets)]
         raise CniError(INVALID, f"{conf.subnet_file or 'subnet.env'} says {texts[0]}, but this node's lease is {texts[1]}: let one agent write it")
@@ -100,6 +105,13 @@ def route_of(conf: RouteConf) -> tuple[Prefix, bytes | None]:
     return dst, gateway
 
 
+def reserved_of(texts: Sequence[str]) -> tuple[Span, ...]:
+    spans = tuple(map(span_of, texts))
+    if sum(span.size for span in spans) > RESERVED_MAX:
+        raise CniError(INVALID, f"ipam.reserved: more than {RESERVED_MAX} addresses together")
+    return spans
+
+
 def span_of(text: str) -> Span:
     """`10.1.1.9`, `10.1.1.9-10.1.1.20` or `10.1.1.16/28`."""
     try:
@@ -111,8 +123,7 @@ def span_of(text: str) -> Span:
             span = Span(parse_address(first), parse_address(last or first))
     except ValueError as error:
         raise CniError(INVALID, f"ipam.reserved: {error}") from None
-    size = int.from_bytes(span.last, "big") - int.from_bytes(span.first, "big") + 1
-    if len(span.first) != len(span.last) or not 1 <= size <= RESERVED_MAX:
+    if len(span.first) != len(span.last) or not 1 <= span.size <= RESERVED_MAX:
         raise CniError(INVALID, f"ipam.reserved: {text[:80]!r} is not 1 to {RESERVED_MAX} addresses in order")
     return span
 
@@ -120,22 +131,32 @@ def span_of(text: str) -> Span:
 # ---- ranges -----------------------------------------------------------------------------------------------------
 
 
-def ranges_of(conf: Conf, node: NodeNetwork) -> tuple[Range, ...]:
-    """Where the addresses come from, () for the whole of the node's subnets. Raises CniError."""
+def ranges_of(conf: Conf, node: NodeNetwork) -> tuple[tuple[Range, ...], ...]:
+    """Where the addresses come from, the node's own ranges where nothing is said. Raises CniError."""
     sets = conf.runtime_config.ip_ranges or conf.ipam.ranges
     if conf.ipam.part:
         if sets:
             raise CniError(INVALID, "ipam.part and ranges are both given: choose one")
-        return tuple(Range.whole(part_of(conf.ipam.part, subnet)) for subnet in node.subnets)
-    found: list[Range] = []
-    for each in sets:
-        if len(each) != 1:
-            raise CniError(UNSUPPORTED, f"unsupported field ranges: a set of {len(each)}; each set has one range, and gives a container one address")
-        found.append(range_of(each[0], node))
-    for one, other in ((a, b) for i, a in enumerate(found) for b in found[:i]):
-        if one.subnet.overlaps(other.subnet):
-            raise CniError(INVALID, f"ranges: {other.subnet} and {one.subnet} overlap")
-    return tuple(found)
+        return tuple((Range.whole(part_of(conf.ipam.part, subnet)),) for subnet in node.subnets)
+    found = tuple(tuple(range_of(each, node) for each in ranges) for ranges in sets)
+    check_sets(found)
+    return found or node.ranges
+
+
+def check_sets(sets: tuple[tuple[Range, ...], ...]) -> None:
+    """Raises CniError unless each set is of one family and no address is in two ranges. Within a set they may be of one subnet."""
+    for pools in sets:
+        if len({pool.subnet.family for pool in pools}) != 1:
+            raise CniError(INVALID, "ranges: each set needs a range, and gives a container one address: put IPv4 and IPv6 into sets of their own")
+    if sum(map(len, sets)) > RANGES_MAX:
+        raise CniError(INVALID, f"ranges: more than {RANGES_MAX} together")
+    flat = [(at, pool) for at, pools in enumerate(sets) for pool in pools]
+    for (set1, one), (set2, other) in itertools.combinations(flat, 2):
+        if not one.subnet.overlaps(other.subnet):
+            continue
+        beside = one.span.last < other.span.first or other.span.last < one.span.first
+        if not (set1 == set2 and beside and (one.subnet, one.gateway) == (other.subnet, other.gateway)):
+            raise CniError(INVALID, f"ranges: {one.span} of {one.subnet} and {other.span} of {other.subnet} overlap, or are of two sets or two gateways")
 
 
 def part_of(text: str, subnet: Prefix) -> Prefix:

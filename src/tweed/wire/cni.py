@@ -232,8 +232,6 @@ def parse_conf(data: bytes, command: str = "ADD") -> Conf:
         raise CniError(INCOMPATIBLE, f"incompatible CNI versions: the configuration has {conf.cni_version[:40]!r}, tweed has {', '.join(VERSIONS)}")
     if NETWORK_NAME.fullmatch(conf.name) is None or len(conf.name) > 255:
         raise CniError(INVALID, f"name is {conf.name[:40]!r}: a network's is a letter or digit, then letters, digits, '_', '.', '-'")
-    if conf.vlan:
-        raise CniError(UNSUPPORTED, f"unsupported field vlan: {conf.vlan}")
     if (since := SINCE.get(command)) is not None and VERSIONS.index(conf.cni_version) < VERSIONS.index(since):
         raise CniError(INCOMPATIBLE, f"incompatible CNI versions: {command} came with {since}, the configuration has {conf.cni_version}")
     return conf
