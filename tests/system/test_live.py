@@ -118,7 +118,9 @@ def test_a_broken_walk_is_named_and_mended(own: Lab, fault: str) -> None:
 
 # What no table of ours tells: the kernel's word alone names it.
 BRIDGED = "nft 'table bridge f { chain c { type filter hook output priority 0; ip daddr 10.244.2.2 drop; }; }'"
+REJECTED = "nft 'table ip f { chain c { type filter hook input priority 0; reject; }; }'"
 OTHERS = [
+    ("node2/pod1", REJECTED, "nft delete table ip f", "node2/pod1", "firewall-drops"),
     ("node2", BRIDGED, "nft delete table bridge f", "node2", "firewall-drops"),
     ("master", "tc qdisc add dev ens33 root pfifo limit 0", "tc qdisc del dev ens33 root", "master", "kernel-drops"),
     ("node2/pod1", "sysctl -qw net.ipv4.icmp_echo_ignore_all=1", "sysctl -qw net.ipv4.icmp_echo_ignore_all=0", "node2/pod1", "no-answer"),

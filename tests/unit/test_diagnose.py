@@ -137,6 +137,54 @@ FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, list[st
         "address-elsewhere",
         ["ip addr del 10.244.20.2/32 dev lo"],
     ),
+    (
+        "the sender's address on the peer",
+        {"n20": [("    inet 127.0.0.1/8 scope host lo\n", "    inet 127.0.0.1/8 scope host lo\n    inet 10.244.10.2/32 scope global lo\n")]},
+        "n20",
+        "lo",
+        "address-elsewhere",
+        ["ip addr del 10.244.10.2/32 dev lo"],
+    ),
+    (
+        "strict, and a leftover to its own container",
+        {"n10": [(ROUTE20, ROUTE20 + "10.244.10.2 dev ens33\n"), ("conf.cni0.rp_filter = 0", "conf.cni0.rp_filter = 1")]},
+        "n10",
+        "cni0",
+        "rp-filter",
+        ["ip route del 10.244.10.2/32 dev ens33"],
+    ),
+    (
+        "MTU of a route",
+        {"n10": [(ROUTE20, ROUTE20.replace(" onlink", " mtu 1000 onlink"))]},
+        "n10",
+        "flannel.1",
+        "mtu-exceeded",
+        [PUT_ROUTE],
+    ),
+    (
+        "MTU of the peer's bridge",
+        {"n20": [(f"5: cni0: {UP} mtu 1450", f"5: cni0: {UP} mtu 1000")]},
+        "n20",
+        "cni0",
+        "mtu-exceeded",
+        ["ip link set cni0 mtu 1450"],
+    ),
+    (
+        "a container that asks its own network for the peer's",
+        {"n10__pod1": [("default via 10.244.10.1 dev eth0\n", "default via 10.244.10.1 dev eth0\n10.244.20.0/24 dev eth0 scope link\n")]},
+        "n10/pod1",
+        "eth0",
+        "gateway-wrong",
+        ["ip route replace 10.244.20.0/24 via 10.244.10.1 dev eth0"],
+    ),
+    (
+        "a container with too wide a netmask",
+        {"n10__pod1": [("inet 10.244.10.2/24", "inet 10.244.10.2/16"), ("10.244.10.0/24 dev eth0", "10.244.0.0/16 dev eth0")]},
+        "n10/pod1",
+        "eth0",
+        "gateway-wrong",
+        ["ip route replace 10.244.20.0/24 via 10.244.10.1 dev eth0"],
+    ),
 ]
 
 
@@ -172,6 +220,16 @@ def test_a_healthy_cluster_has_nothing_wrong_there_back_and_at_full_size(leases:
     assert (found.verdict, found.first_divergence) == ("delivered", None)
     assert found.reply is not None and found.reply.verdict == "delivered" and found.reply.src == found.dst
     assert found.whole is not None and found.whole.verdict == "delivered"
+
+
+def test_a_node_that_answers_for_others_takes_what_its_containers_send_directly():
+    """Proxy ARP: the container has the node's MAC for what is on another node, or will be told it."""
+    route = [("default via 10.244.10.1 dev eth0\n", "default via 10.244.10.1 dev eth0\n10.244.20.0/24 dev eth0 scope link\n")]
+    switch = [("net.ipv4.ip_forward = 1\n", "net.ipv4.ip_forward = 1\nnet.ipv4.conf.cni0.proxy_arp = 1\n")]
+    heard = [("# ip neigh\n", "# ip neigh\n10.244.20.2 dev eth0 lladdr 0a:58:0a:f4:10:01 STALE\n")]
+    for changes in ({"n10__pod1": route, "n10": switch}, {"n10__pod1": [*route, *heard]}):
+        found = walked(changes, True)
+        assert (found.verdict, found.first_divergence) == ("delivered", None)
 
 
 def test_only_the_lease_knows_that_a_device_has_the_wrong_mac():

@@ -8,7 +8,7 @@ from tweed.trace import mend
 from tweed.trace import snapshot as s
 from tweed.trace.case_vtep import VtepCase
 from tweed.trace.cluster import holds_containers
-from tweed.trace.inside import veth_of
+from tweed.trace.inside import proxies, veth_of
 from tweed.trace.intent import Peer
 from tweed.trace.path import NO_ANSWER
 from tweed.trace.result import Asked, Divergence
@@ -146,12 +146,16 @@ class RouteCase(VtepCase):
         if answer.kind == "local" or answer.kind == "unknown":
             return None
         own = next((row for row in tables.node.addresses if row.device == device and row.address.family == self.family and row.scope != "link"), None)
-        direct = own is not None and own.address.network.contains(self.walk.dst)
+        peer = self.intent.of(self.walk.dst)
+        away = peer is not None and peer.node != host.name
+        direct = own is not None and own.address.network.contains(self.walk.dst) and not away
         gateway = self.gateway_of(tables, host, device, own)
         wanted = None if direct else gateway
         if answer.kind == "unicast" and out is not None:
             if out.gateway == wanted or (out.gateway is not None and out.gateway in host.own) or (out.gateway is None and self.walk.dst in host.own):
                 return None
+            if out.gateway is None and away and peer is not None:
+                return self.on_link(tables, host, device, answer, peer, gateway)
             if direct or out.gateway is None or self.answers(tables, out):
                 return None
             if gateway is None:
@@ -182,6 +186,16 @@ class RouteCase(VtepCase):
             params = {"gateway": format_address(out.gateway) if out is not None and out.gateway else "?", "right": format_address(gateway)}
             return self.found(tables, device, "gateway-wrong", params | {"device": device}, (quote(answer.row),), row_fix)
         return self.found(tables, device, "route-missing", {"dst": dst}, tuple(quote(r) for r in tables.node.routes if r.table == "main")[:4], default)
+
+    def on_link(self, tables: Tables, host: Tables, device: str, answer: Answer, peer: Peer, gateway: bytes | None) -> Divergence | None:
+        """A container asks its own network for what is another node's, by a route of its own or by a netmask that is too wide."""
+        veth, row = veth_of(host, tables, device), answer.row
+        if gateway is None or row is None or veth is None or proxies(host, veth.master or veth.name, self.walk.dst):
+            return None
+        put = f"{mend.ip(self.family)} route replace {peer.subnet} via {format_address(gateway)} dev {device}"
+        params = {"gateway": format_address(self.walk.dst), "right": format_address(gateway), "device": device}
+        fix = [mend.delete_route(row)] if row.dst.length > peer.subnet.length else [put]
+        return self.found(tables, device, "gateway-wrong", params, (quote(row),), fix)
 
     def answers(self, tables: Tables, hop: s.NextHop) -> bool:
         """Whether somebody has been found behind a next hop."""

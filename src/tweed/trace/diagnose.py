@@ -218,8 +218,12 @@ class Case(RouteCase):
         peer, back = self.intent.of(src), tables.lookup(src, src=self.walk.dst)
         row = step.row
         raw = self.walk.first_divergence
-        if raw is None or back.row is None or peer is None or peer.node == tables.name:
+        if raw is None or back.row is None or peer is None:
             return None
+        if peer.node == tables.name:  # one of its own containers: only the bridge's network should lead to it
+            if back.row.dst.length <= peer.subnet.length:
+                return None
+            return self.found(tables, step.device, "rp-filter", step.decision.params, (row, quote(back.row)), [mend.delete_route(back.row)])
         own = self.intent.at(tables, self.family)
         gateway = back.hops[0].gateway if back.hops else None
         if own is None or own.device is None or gateway == peer.subnet.address or back.row.dst.length < peer.subnet.length:
@@ -227,14 +231,33 @@ class Case(RouteCase):
         put = [] if mend.has_route(tables, peer, own.device) or peer.mac is None else [mend.put_route(self.intent, peer, own.device)]
         return self.found(tables, step.device, "rp-filter", step.decision.params, (row, quote(back.row), peer.row), [mend.delete_route(back.row), *put])
 
+    def own_source(self, tables: Tables, step: Step) -> Divergence | None:
+        """The node has the address of another node's container: what comes from there looks like its own."""
+        row, peer = tables.own.get(self.walk.src), self.intent.of(self.walk.src)
+        if row is None or peer is None or peer.node == tables.name or not row.hops:
+            return None
+        device, address = row.hops[0].device or "?", format_address(self.walk.src)
+        length = next((each.address.length for each in tables.node.addresses if each.address.address == self.walk.src), self.family_bits)
+        fix = [f"{mend.ip(self.family)} addr del {address}/{length} dev {device}"]
+        return self.found(tables, device, "address-elsewhere", {"address": address, "device": device}, (quote(row), peer.row), fix)
+
     def too_large(self, tables: Tables, step: Step) -> Divergence | None:
-        """What does not fit the tunnel was let through by a device whose MTU is too large."""
+        """What does not fit the tunnel was let through by a device whose MTU is too large, or a route holds it to less than its device."""
+        peer, answer = self.intent.of(self.walk.dst), tables.lookup(self.walk.dst, src=self.walk.src)
+        if peer is not None and answer.row is not None and str(answer.row.mtu) == step.decision.params["mtu"] and tables.mtu(step.device) != answer.row.mtu:
+            ours = peer.mac is not None and answer.row.dst == peer.subnet and tables.kind(step.device)[0] == "vxlan"
+            fix = [mend.put_route(self.intent, peer, step.device) if ours else mend.delete_route(answer.row)]
+            return self.found(tables, step.device, "mtu-exceeded", step.decision.params, (quote(answer.row), peer.row), fix)
         owner = self.cluster.owner(self.walk.src)
         if owner is None or (mtu := owner.tables.mtu(owner.device)) is None or self.cluster.host_of(owner.tables) is owner.tables:
             return None
         room = int(step.decision.params["mtu"])
         if mtu <= room:
             return None
+        own = self.intent.at(tables, self.family)
+        if own is not None and own.device and tables.kind(step.device)[0] == "bridge" and (tunnel := tables.mtu(own.device) or 0) > room:
+            fix = [f"ip link set {step.device} mtu {tunnel}"]  # a bridge takes what the tunnel brings
+            return self.found(tables, step.device, "mtu-exceeded", step.decision.params, (device_row(tables, step.device, HEAD), step.row), fix)
         nic = tables.mtu(attributes_of(tables, step.device).underlay or "")
         if nic is not None and (right := nic - mend.VXLAN_ROOM[self.family]) > room and mtu <= right:  # the tunnel has room, its device does not use it
             line = device_row(tables, step.device, HEAD)
@@ -272,5 +295,6 @@ FAILURES: dict[str, Look] = {
     "neighbour-failed": Case.neighbour_failed,
     "rp-filter": Case.source_check,
     "mtu-exceeded": Case.too_large,
+    "underlay-source-dropped": Case.own_source,
     "forwarding-off": Case.forwarding,
 }

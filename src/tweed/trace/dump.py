@@ -25,6 +25,7 @@ KEYS = (
     "net/ipv4/conf/*/rp_filter",
     "net/ipv4/conf/*/accept_local",
     "net/ipv4/conf/*/ignore_routes_with_linkdown",
+    "net/ipv4/conf/*/proxy_arp",
     "net/ipv6/conf/*/forwarding",
     "net/ipv6/conf/*/disable_ipv6",
     "net/ipv6/conf/*/ignore_routes_with_linkdown",

@@ -232,6 +232,19 @@ def over_veth(path: Path, packet: Packet, device: str, target: bytes) -> None:
         into_container(path, packet, device, target, mac, path.cluster.owner(target), True)
 
 
+def only_containers(host: Tables, bridge: str) -> bool:
+    """Whether all of a bridge's ports are known and are veths, so that nothing on it leads to another node."""
+    return bool(host.complete("link")) and all(row.kind == "veth" for row in host.node.devices if row.master == bridge)
+
+
+def proxies(host: Tables, device: str, target: bytes) -> bool:
+    """Whether a node answers on a device for an address that it reaches by another one (proxy ARP, arp_fwd_proxy)."""
+    if len(target) == 16 or not any(host.sysctl(f"net/ipv4/conf/{name}/proxy_arp") == 1 for name in ("all", device)):
+        return False
+    answer = host.lookup(target)
+    return answer.kind == "unicast" and all(hop.device != device for hop in answer.hops)
+
+
 def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> None:
     """From a container's namespace through its veth to its node."""
     inside = packet.at
@@ -250,7 +263,7 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
         mac = heard.mac if heard is not None else None
     elif mac is None and gateway is not None:
         # A node answers for all of its addresses with the MAC of the device that was asked on (arp_ignore 0).
-        mac = host.mac(entry) if gateway.tables is host else gateway.tables.mac(gateway.device)
+        mac = host.mac(entry) if gateway.tables is host or proxies(host, entry, target) else gateway.tables.mac(gateway.device)
     packet = msgspec.structs.replace(packet, at=host, device=entry, dst_mac=mac, src_mac=src_mac)
     hop = Hop(inside.name, device, "out", mac, src_mac, packet.ttl, inside.mtu(device))
     path.steps[-1] = msgspec.structs.replace(path.steps[-1], hop=hop)
@@ -272,7 +285,8 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
     arrived = Hop(host.name, packet.device, "in", mac, src_mac, packet.ttl, joined=bridge is not None and joins(host, path.dst))
     path.steps[-1] = msgspec.structs.replace(path.steps[-1], hop=arrived)
     own = host.mac(packet.device)
-    if gateway is not None and gateway.tables is host:
+    proxied = mac is not None and mac == own  # the node takes it, whoever has the address
+    if proxied or (gateway is not None and gateway.tables is host):
         if mac is not None and own is not None and mac != own:
             params = {"address": format_address(target), "mac": format_mac(mac), "right": format_mac(own)}
             row = inside.neighbour(target, device)[0]
@@ -281,6 +295,9 @@ def leave_container(path: Path, packet: Packet, device: str, target: bytes) -> N
             return
         if bridge is None or bridged(path, packet, bridge, bridge):
             path.arrive(packet)
+    elif bridge is not None and gateway is not None and only_containers(host, bridge) and path.cluster.host_of(gateway.tables) is not host:
+        # Nobody behind the bridge has it, and the node does not answer in its place.
+        path.fail(packet, bridge, "lost", "neighbour-failed", {"address": format_address(target), "device": device, "state": "INCOMPLETE"})
     elif bridge is not None:
         to_port(path, packet, bridge, target, mac)
     elif gateway is None and mac is None and target[:2] not in PROXIED and host.complete("address"):

@@ -42,7 +42,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen: Outcome, tier: Tier, blind: tuple[Said, ...] = ()) -> Walk:
     """`answer`: the packet that answers, where it is known what that is (an echo)."""
-    answered = any(sight.leg == "back" and sight.moves for sight in seen.sights)
+    answered = any(sight.leg == "back" and sight.moves and not refusing(sight, probe, ways.there) for sight in seen.sights)
     laid = beside(ways.there, probe, cluster, seen.sights, "there", seen.began_ns)
     there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe))
     made = msgspec.structs.replace(there, tier=tier, blind=blind, probe=probe)
@@ -70,6 +70,12 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     if reply.verdict != "delivered":
         return msgspec.structs.replace(made, verdict=reply.verdict, first_divergence=made.first_divergence or reply.first_divergence)
     return msgspec.structs.replace(made, first_divergence=made.first_divergence or reply.first_divergence)
+
+
+def refusing(sight: Sight, probe: Probe, there: Walk) -> bool:
+    """Whether it is the destination's ICMP error, and no answer: to an echo there is another one, and a firewall rule that tables tell of made it."""
+    ruled = there.first_divergence is not None and there.first_divergence.cause.id == "firewall-drops"
+    return (probe.proto == "icmp" or ruled) and sight.packet is not None and is_error(sight.packet)
 
 
 def returned(sights: Sequence[Sight], cluster: Cluster, probe: Probe) -> bool:
