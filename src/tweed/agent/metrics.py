@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from tweed.agent.problems import all_problems
 from tweed.udp.packet import DROPPED
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class AgentCollector(Collector):
             yield from (carried, dropped)
             yield CounterMetricFamily("tweed_udp_starts", "times that this agent has started it", value=float(agent.forwarding.starts))
         problems = GaugeMetricFamily("tweed_problems", "things that an operator should know, by kind; see tweed status", labels=["id"])
-        for kind, count in sorted(Counter(problem.id for problem in agent.all_problems()).items()):
+        for kind, count in sorted(Counter(problem.id for problem in all_problems(agent)).items()):
             problems.add_metric([kind], count)
         yield problems
 

@@ -60,6 +60,13 @@ class Site:
             return kept
         return choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
 
+    def down(self, device: str) -> str:
+        """What is to be said of an underlay that carries nothing now, "" while it does."""
+        link = links.link(self.netlink, device)
+        if link is None or link.running:
+            return ""
+        return f"{device} is down, so no other node can be reached: {'it has no carrier' if link.up else f'ip link set {device} up'}"
+
     def _reach(self, address: bytes) -> Way:
         """The route, and the source by the kernel's own choice for a socket; nothing is sent. Raises KernelError where there is no way."""
         device = tables.lookup_route(self.netlink, address).device

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tweed import __version__
 from tweed.addr import format_address, format_mac
+from tweed.agent.problems import all_problems
 from tweed.model import Endpoint, Lease, Vtep
 from tweed.plan.attachment import as_json
 from tweed.plan.backend import way
@@ -72,7 +73,7 @@ def document(agent: Agent) -> dict[str, Any]:
         ],
         "forwarding": _forwarding(agent),
         "peers": _peers(agent),
-        "problems": [{"id": p.id, "subject": p.subject, "text": p.text} for p in agent.all_problems()],
+        "problems": [{"id": p.id, "subject": p.subject, "text": p.text} for p in all_problems(agent)],
         "failures": [{"command": str(f.change), "errno": f.errno, "text": f.text} for f in report.failures]
         + [{"command": None, "errno": None, "text": f"{name}: {text}"} for name, text in report.device_failures.items()],
         "reconcile": {

@@ -1,0 +1,112 @@
+"""What an agent says to its store and asks of it while it runs, beside the loop: a store that takes its time holds up no repair."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tweed.agent import claim
+from tweed.agent.site import Site
+from tweed.errors import KernelError, StoreError, UsageError
+from tweed.model import Lease
+from tweed.plan.backend import check_supported
+from tweed.plan.screen import Problem
+from tweed.wire.flannel import parse_network
+
+if TYPE_CHECKING:
+    from tweed.agent.agent import Agent
+
+
+class StartOver(Exception):
+    """Something that was decided at the start no longer holds: decide again. The data plane stays meanwhile. Says what."""
+
+
+class Talk:
+    """One conversation at a time, in `task`; what comes meanwhile is for the next."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.task: asyncio.Task[bool] | None = None
+        self.untold = False  # something came while the store was being talked to
+
+    @property
+    def going_on(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+    def begin(self, *, look: bool) -> None:
+        """Publish, and with `look` read the configuration."""
+        if self.going_on:
+            self.untold = True
+        else:
+            self.task = asyncio.create_task(self._talk(self.agent.lease(), look))
+            self.task.add_done_callback(self._talked)
+
+    async def _talk(self, lease: Lease, look: bool) -> bool:
+        assert self.agent.membership is not None
+        if look:
+            await self.check_configuration()
+        if not await self.check_given():
+            return False
+        changed = await self.agent.membership.publish(lease)
+        if self.agent.ready:
+            await self._announce()
+        return changed
+
+    def _talked(self, task: asyncio.Task[bool]) -> None:
+        """Back in the loop: another pass where something changed, else only the next renewal is to be waited for."""
+        if not task.cancelled() and task.exception() is None and (task.result() or self.untold):
+            self.agent.look_again("published")
+        self.untold = False
+        self.agent.wake.set()
+
+    async def _announce(self) -> None:
+        agent = self.agent
+        assert agent.store is not None
+        try:
+            await agent.store.announce()
+            agent.problems.pop("announce", None)
+        except StoreError as error:
+            agent.problems["announce"] = Problem("announce", agent.owner.node, f"cannot tell that this node's network works: {error}")
+
+    async def check_given(self) -> bool:
+        """Follow what the store prescribes to this node. False while it says nothing (its Node is gone): what was given last stays in force, unpublished."""
+        agent = self.agent
+        assert agent.store is not None
+        try:
+            given = await agent.store.given(agent.owner.node)
+            agent.problems.pop("given", None)
+        except StoreError as error:
+            agent.problems["given"] = Problem("given", agent.owner.node, str(error))
+            return False
+        if given is not None and agent.given is not None and not given.like(agent.given):
+            raise StartOver("the store gives this node something else now")
+        return True
+
+    async def check_configuration(self) -> None:
+        """Start over with a new network configuration; the old one stays in force while that is wrong."""
+        agent = self.agent
+        assert agent.store is not None and agent.membership is not None
+        if agent.membership.down_since is not None:
+            return
+        try:
+            text = await agent.store.config()
+        except StoreError:
+            return  # the watch says so already
+        if text is None or text == agent.network_text:
+            agent.problems.pop("config", None)
+            return
+        try:
+            network = parse_network(text)
+            check_supported(network)
+            claim.check_backend_reading(network, agent.membership.records.values())
+            Site(agent.settings, network, agent.netlink).check_overlap(agent.attachments.ledger.bridges)
+        except UsageError as error:
+            agent.problems["config"] = Problem("config", agent.settings.store, f"the new configuration is wrong, the old one stays in force: {error}")
+            return
+        except KernelError:
+            return  # the next tick asks again
+        agent.problems.pop("config", None)
+        if network == agent.network:
+            agent.network_text = text
+            return
+        raise StartOver("the network configuration changed")
