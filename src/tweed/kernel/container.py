@@ -11,8 +11,8 @@ import errno
 import os
 import socket
 import stat
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tweed.errors import KernelError
 from tweed.kernel import sysctl
@@ -21,6 +21,8 @@ from tweed.kernel.netns import open_netns, run_in
 
 CONF6 = "net/ipv6/conf/"
 NETLINK_ROUTE = 0
+# Closing a packet socket waits for an RCU grace period (packet_release), 10 ms and more: nobody has to wait with it.
+CLOSING = ThreadPoolExecutor(max_workers=4, thread_name_prefix="close-packet-socket")
 
 
 class Container:
@@ -102,9 +104,8 @@ class Container:
         os.close(self.netns)
         if self.conf6 is not None:
             os.close(self.conf6)
-        # Closing a packet socket waits for an RCU grace period (packet_release), 10 ms and more: nobody has to wait with it.
         if self.packet is not None:
-            threading.Thread(target=self.packet.close, name="close-packet-socket").start()
+            CLOSING.submit(self.packet.close)
 
     def __enter__(self) -> Container:
         return self
