@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.system.conftest import TWEED, Lab, eventually, running, tweed
+from tests.system.conftest import TWEED, Lab, eventually, ping, running, tweed
 
 from tweed.lab.agents import flags
 
@@ -85,12 +85,13 @@ def docker_opts(lab: Lab, node: str, *words: str) -> subprocess.CompletedProcess
 
 
 @contextlib.contextmanager
-def engines(lab: Lab, home: Path, *nodes: str) -> Iterator[list[Engine]]:
+def engines(lab: Lab, home: Path, *nodes: str, words: tuple[str, ...] = ()) -> Iterator[list[Engine]]:
     with contextlib.ExitStack() as stack:
         started = []
         for node in nodes:
-            options = docker_opts(lab, node, "-c", "-k", "O").stdout.removeprefix('O="').rstrip('"\n').split()
+            options = docker_opts(lab, node, "-c", "-k", "O", *words).stdout.removeprefix('O="').rstrip('"\n').split()
             assert any(option.startswith("--bip=10.244.") for option in options)
+            stack.callback(lab.run, node, "ip link del docker0 || true")  # dockerd leaves it
             started.append(Engine(lab, node, home / node, options))
             stack.callback(started[-1].end)
         for engine in started:
@@ -180,3 +181,23 @@ def test_pods_and_docker_share_no_address(own: Lab) -> None:
         own.agent("node1", "DELETE", "/v1/attachments/c1/eth0")
         own.run("node1", "ip link del docker0")
         subprocess.run(["ip", "netns", "del", f"{own.name}-node1-x"], check=True)
+
+
+def test_docker_and_pods_share_a_node(own: Lab, home: Path) -> None:
+    """Each has a half of its subnet; a container, a pod beside it and one of another node all reach each other."""
+    with engines(own, home, "master", words=("--split",)) as (engine,), contextlib.ExitStack() as stack:
+        engine.docker("run", "-d", "--name", "one", "tweed-test:1", "/bin/sleep", "600")
+        container = json.loads(engine.docker("inspect", "one"))[0]["NetworkSettings"]["IPAddress"]
+        pods = {}
+        for node in ("master", "node2"):
+            netns = f"{own.name}-{node}-x"
+            subprocess.run(["ip", "netns", "add", netns], check=True)
+            stack.callback(subprocess.run, ["ip", "netns", "del", netns], check=True)
+            request = {"container_id": "c1", "ifname": "eth0", "netns": f"/run/netns/{netns}"}
+            pods[netns] = own.agent(node, "POST", "/v1/attachments", request)["addresses"][0].partition("/")[0]
+            stack.callback(own.agent, node, "DELETE", "/v1/attachments/c1/eth0")
+        (here, near), (there, far) = pods.items()
+        assert (container, near, far) == ("10.244.0.130", "10.244.0.2", "10.244.2.2") and own.agent("master")["problems"] == []
+        assert ping([(here, container), (here, far), (there, container), (there, near)]) == set()
+        for pod in (near, far):
+            assert b"3 packets received" in engine.docker("exec", "one", "ping", "-c3", "-i0.2", "-W5", pod)
