@@ -36,6 +36,7 @@ def test_a_delivered_packet_passes_everything():
     assert [box.name for box in made.nodes] == ["master", "node2", "node1"]
     assert [names(box) for box in made.nodes] == [ALL | {"container": "pod1"}, ALL | {"container": "pod1"}, ALL]
     assert made.nodes[0].device("nic").lines == ("192.168.2.200/24", "52:54:c0:a8:02:c8")
+    assert made.nodes[1].device("nic").lines[0] == "192.168.2.202/24"  # and not the VTEP that takes what arrives there
     assert made.nodes[1].containers[0].lines == ("10.244.2.2", "0a:58:0a:f4:02:02")
     assert [(mark.number, mark.node, mark.role) for mark in made.marks] == [
         (1, "master", "bridge"),
@@ -44,6 +45,14 @@ def test_a_delivered_packet_passes_everything():
         (4, "master", "nic"),
     ]
     assert (made.stop, made.delivered, made.frame.added, made.subtitle) == (None, True, 50, "delivered, predicted from live tables")
+
+
+def test_addresses_are_those_of_the_walks_family():
+    both = [msgspec.structs.replace(node, addresses=(*node.addresses, at("cni0", f"fd00:10:244:{number}::1/64"))) for number, node in enumerate(SNAPSHOT.nodes)]
+    snapshot = msgspec.structs.replace(SNAPSHOT, nodes=tuple(both))
+    made = drawn(msgspec.structs.replace(DELIVERED, src=ip("fd00:10:244::2"), dst=ip("fd00:10:244:2::2"), steps=SENT[:3]), snapshot)
+    assert [box.device("bridge").lines[0] for box in made.nodes] == ["fd00:10:244::1/64", "fd00:10:244:2::1/64", "fd00:10:244:3::1/64"]
+    assert drawn(DELIVERED, snapshot).nodes[0].device("bridge").lines[0] == "10.244.0.1/24"
 
 
 def test_where_it_is_dropped():

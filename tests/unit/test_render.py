@@ -82,6 +82,8 @@ def test_a_second_packet_that_goes_the_same_way_is_one_line():
     first = msgspec.structs.replace(whole, whole=whole)
     lines = text(walk_lines(first, "en")).splitlines()
     assert lines[-1] == f"{title}: delivered   1450 bytes, the same way there and back" and sum("leaves its container" in line for line in lines) == 2
+    masqueraded = msgspec.structs.replace(seen(DELIVERED, "IPv4 src"), reply=back)
+    assert text(walk_lines(msgspec.structs.replace(masqueraded, whole=masqueraded), "en")).splitlines()[-1] == lines[-1]
     moved = msgspec.structs.replace(whole.steps[2], row=Quote("ip-route.txt:9", "another route"))
     for other in (
         seen(DELIVERED, "ttl"),

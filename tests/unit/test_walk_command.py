@@ -110,6 +110,8 @@ def test_lines_that_cannot_be_read_are_told_on_stderr(tmp_path: Path):
         (["--tables", "n1=/nonexistent", "10.0.0.1", "10.0.0.2"], "/nonexistent: No such file"),
         (["--tables", SEED_FILE, "10.0.0", "10.0.0.2"], "SRC: '10.0.0' is not an IP address"),
         (["--tables", SEED_FILE, "10.244.0.5", "fd00::1"], "one address is IPv4 and the other IPv6"),
+        (["--tables", SEED_FILE, "10.244.0.5", "224.0.0.1"], "DST: 224.0.0.1: a walk is between two hosts"),
+        (["--tables", SEED_FILE, "0.0.0.0", "10.244.0.5"], "SRC: 0.0.0.0: a walk is between two hosts"),
         (["--tables", SEED_FILE, "9.9.9.9", "10.244.0.5"], "9.9.9.9: no table here speaks of this address"),
         (["--tables", __file__, "10.0.0.1", "10.0.0.2"], f"{__file__}: no tables"),
     ],

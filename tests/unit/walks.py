@@ -64,7 +64,10 @@ LEAVES = Step(
 )
 RECEIVED = (
     Step(
-        "node2", "ens33", Said("arrives-vxlan", {"device": "ens33", "port": "8472", "vni": "1"}), hop=Hop("node2", "ens33", "in", PEER, VTEP, 63, None, TUNNEL)
+        "node2",
+        "ens33",
+        Said("arrives-vxlan", {"device": "flannel.1", "port": "8472", "vni": "1"}),
+        hop=Hop("node2", "ens33", "in", PEER, VTEP, 63, None, TUNNEL),
     ),
     Step("node2", "flannel.1", Said("decapsulated", {"device": "flannel.1", "mac": "86:22:66:41:77:3d"}), hop=Hop("node2", "flannel.1", "in", PEER, VTEP, 63)),
     Step(

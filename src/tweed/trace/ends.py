@@ -34,9 +34,13 @@ def ends(cluster: Cluster, src: str, dst: str) -> tuple[bytes, bytes]:
 def end(cluster: Cluster, name: str, text: str) -> bytes | Tables:
     """An address, or the namespace that a name means."""
     try:
-        return parse_address(text)
+        address = parse_address(text)
     except ValueError as error:
         why = str(error)
+    else:
+        if not any(address) or address[0] == 0xFF or (len(address) == 4 and address[0] >= 224):
+            raise UsageError(f"{name}: {text}: a walk is between two hosts, and this is the address of none or of many")
+        return address
     if text in cluster.tables:
         return cluster.tables[text]
     fitting = [node for node in cluster.tables if node.rpartition("/")[2] == text]

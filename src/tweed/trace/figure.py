@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from tweed.trace.result import CAUSES, Step, Walk
 from tweed.trace.snapshot import Node, Snapshot
 from tweed.trace.svg import Device, Mark, NodeBox, Picture, Role, draw
 
-# What a decision says about the device that it names.
+# What a decision says about the device that it names ("": about the one that it is made at).
 BY_DECISION: dict[str, tuple[Role, str]] = {
     "source-container": ("container", "device"),
     "source-namespace": ("container", "device"),
@@ -37,9 +37,9 @@ BY_DECISION: dict[str, tuple[Role, str]] = {
     "leaves-vxlan": ("nic", "device"),
     "leaves-vxlan-port-unknown": ("nic", "device"),
     "leaves-plain": ("nic", "device"),
-    "arrives-vxlan": ("nic", "device"),
-    "arrives-udp": ("nic", "device"),
-    "arrives-plain": ("nic", "device"),
+    "arrives-vxlan": ("nic", ""),  # its `device` is who takes it
+    "arrives-udp": ("nic", ""),  # its `device` is who takes it
+    "arrives-plain": ("nic", ""),
 }
 KINDS: dict[str, Role] = {"bridge": "bridge", "vxlan": "vtep"}
 
@@ -64,7 +64,8 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
     unknown_peer = next((said for step in steps for said in step.unknowns if said.id == "peer-tables"), None)
     if walk.verdict in ("dropped", "lost"):
         passed = [with_what_lies_ahead(each, snapshot) for each in passed]
-    boxes = [node_box(each, snapshot) for each in passed]
+    size = len(walk.src)
+    boxes = [node_box(each, snapshot, size) for each in passed]
     source, target = format_address(walk.src), format_address(walk.dst)
     if boxes:
         boxes[0] = with_container(boxes[0], passed[0].container, source, snapshot, first=True)
@@ -80,8 +81,8 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
     elif walk.verdict in ("dropped", "lost", "unknown") and steps:
         stop = stop_at(steps[-1], passed, snapshot)
     names = {box.name for box in boxes}
-    nic = next((name for each in passed if (name := each.devices.get("nic"))), None)
-    bystanders = [node_box(every_device(node, nic), snapshot) for node in snapshot.nodes if node.host is None and node.name not in names]
+    used: dict[Role, str] = {role: name for each in reversed(passed) for role, name in each.devices.items()}
+    bystanders = [node_box(every_device(node, used), snapshot, size) for node in snapshot.nodes if node.host is None and node.name not in names]
     frame, count = largest(stages)
     subtitle = label(language, walk.verdict)
     if walk.first_divergence is not None:
@@ -143,15 +144,14 @@ def passed_nodes(steps: Sequence[Step], snapshot: Snapshot) -> list[Passed]:
 def with_what_lies_ahead(passed: Passed, snapshot: Snapshot) -> Passed:
     """A node at which, or before which, the packet stopped: with the devices that it would have passed there."""
     node = snapshot.node(passed.name)
-    ahead = every_device(node, passed.devices.get("nic")).devices if node is not None else {}
+    ahead = every_device(node, passed.devices).devices if node is not None else {}
     return Passed(passed.name, ahead | passed.devices, passed.container)
 
 
-def every_device(node: Node, nic: str | None = None) -> Passed:
-    """The devices of a node, whatever the packet passes: VTEP, bridge and the NIC below, or the one of that name."""
-    found: dict[Role, str] = {}
-    if any(row.name == nic for row in node.devices):
-        found["nic"] = str(nic)
+def every_device(node: Node, used: Mapping[Role, str]) -> Passed:
+    """The devices of a node, whatever the packet passes: VTEP, bridge and the NIC below, those that are `used` (elsewhere) before others."""
+    there = {row.name for row in node.devices}
+    found: dict[Role, str] = {role: name for role, name in used.items() if name in there}
     for row in node.devices:
         if row.kind in KINDS:
             found.setdefault(KINDS[row.kind], row.name)
@@ -160,9 +160,10 @@ def every_device(node: Node, nic: str | None = None) -> Passed:
     return Passed(node.name, found)
 
 
-def node_box(passed: Passed, snapshot: Snapshot) -> NodeBox:
+def node_box(passed: Passed, snapshot: Snapshot, size: int) -> NodeBox:
+    """`size`: bytes of an address of the walk's family."""
     node = snapshot.node(passed.name)
-    return NodeBox(passed.name, tuple(Device(role, name, facts(node, name)) for role, name in passed.devices.items()))
+    return NodeBox(passed.name, tuple(Device(role, name, facts(node, name, size)) for role, name in passed.devices.items()))
 
 
 def with_container(box: NodeBox, name: str | None, address: str, snapshot: Snapshot, *, first: bool) -> NodeBox:
@@ -182,11 +183,13 @@ def has(node: Node, address: str) -> bool:
     return any(format_address(row.address.address) == address for row in node.addresses)
 
 
-def facts(node: Node | None, device: str) -> tuple[str, ...]:
-    """What is to be said of a device: its global address and its MAC; the source of its connected route where only routes were pasted."""
+def facts(node: Node | None, device: str, size: int) -> tuple[str, ...]:
+    """What is to be said of a device: its global address, best of the walk's family, and its MAC; the source of its connected route where only
+    routes were pasted."""
     if node is None:
         return ()
-    addresses = [str(row.address) for row in node.addresses if row.device == device and row.scope not in ("link", "host")]
+    own = (row.address for row in node.addresses if row.device == device and row.scope not in ("link", "host"))
+    addresses = [str(address) for address in sorted(own, key=lambda each: len(each.address) != size)]
     if not addresses:
         rows = (row for row in node.routes if row.src is not None and any(hop.device == device for hop in row.hops))
         addresses = [format_address(row.src) for row in rows if row.src is not None]

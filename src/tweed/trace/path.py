@@ -412,7 +412,7 @@ class Path:
             return packet
         mtu = min(limits)
         params = {"size": str(size), "mtu": str(mtu), "device": device}
-        whole = bool(packet.device) if len(self.dst) == 16 else self.dont_fragment()
+        whole = (bool(packet.device) or self.probe.dont_fragment is True) if len(self.dst) == 16 else self.dont_fragment()
         if whole:
             at = packet.at.devices.get(device)
             shown = Quote(at.source, at.text.split("\n")[0]) if at is not None and at.mtu == mtu else quote(row)

@@ -83,12 +83,16 @@ def other_lines(walk: Walk, title: str, language: Language) -> list[Line]:
 
 
 def same_way(walk: Walk, first: Walk) -> bool:
-    """Whether both arrived by the same decisions, there and back, with nothing on a frame that was not expected."""
-    if any(seen.differs for step in walk.steps for seen in step.seen) or {walk.verdict, first.verdict} != {"delivered"}:
+    """Whether both arrived by the same decisions, there and back, with no more on a frame that was not expected than the first had."""
+    if {walk.verdict, first.verdict} != {"delivered"} or decisions(walk) != decisions(first):
         return False
-    if walk.reply is None or first.reply is None:
-        return walk.reply is first.reply and decisions(walk) == decisions(first)
-    return decisions(walk) == decisions(first) and same_way(walk.reply, first.reply)
+    if any(differing(step) - differing(before) for step, before in zip(walk.steps, first.steps, strict=True)):
+        return False
+    return walk.reply is first.reply if walk.reply is None or first.reply is None else same_way(walk.reply, first.reply)
+
+
+def differing(step: Step) -> set[str]:
+    return {name for seen in step.seen for name in seen.differs}
 
 
 def decisions(walk: Walk) -> list[tuple[str, str, str, Said, Quote | None]]:
