@@ -38,7 +38,10 @@ def diff(want: KernelState, have: KernelState) -> Changes:
         first = next(at for at, change in enumerate(changes) if isinstance(change.row, Route))
         changes[first:first] = [Change("replace", row) for row in passages]
         gone += passages
-    return (*changes, *(Change("delete", row) for row in gone))
+    # The kernel takes no gateway that is the host's own, as that of whoever has this node's earlier subnet.
+    gateways = {row.gateway for row in adds if isinstance(row, Route)}
+    before = [row for row in gone if isinstance(row, InterfaceAddress) and row.address.address in gateways]
+    return (*(Change("delete", row) for row in before), *changes, *(Change("delete", row) for row in gone if row not in before))
 
 
 def _passages(adds: Iterable[Row], deletes: Iterable[Row]) -> list[Route]:
@@ -93,8 +96,9 @@ def confirmed(changes: Changes, again: Changes) -> Changes:
 
 
 def split(changes: Changes) -> tuple[Changes, Changes]:
-    """Puts, then deletions."""
-    return tuple(c for c in changes if c.op == "replace"), tuple(c for c in changes if c.op == "delete")
+    """Puts, with what has to go before them, then deletions."""
+    last = max((at for at, change in enumerate(changes, 1) if change.op == "replace"), default=0)
+    return changes[:last], changes[last:]
 
 
 def held(deletes: Changes, failures: Iterable[Failure], have: KernelState) -> Changes:
