@@ -150,6 +150,7 @@ def without(*capabilities: str) -> list[str]:
     [
         (("bpf", "perfmon", "sys_admin"), "packet", {"drops", "decisions", "times-inside"}),
         (("bpf", "perfmon", "sys_admin", "net_raw"), "tables", {"everything-sent"}),
+        (("net_raw",), "tables", {"everything-sent"}),  # it could look, and has nothing to send
     ],
 )
 def test_with_fewer_rights_it_says_what_it_cannot_see(own: Lab, capabilities: tuple[str, ...], tier: str, blind: set[str]) -> None:

@@ -45,6 +45,7 @@ def opened(lab: registry.Lab | None) -> Iterator[Spaces]:
     """The namespaces of a lab, or of this node."""
     with contextlib.ExitStack() as stack:
         spaces: dict[str, int | None] = {}
+        closed: list[str] = []
         for name, path in (lab_paths(lab) if lab is not None else node_paths()).items():
             spaces[name] = None if path is None else open_netns(path)
             if (descriptor := spaces[name]) is None:
@@ -52,9 +53,11 @@ def opened(lab: registry.Lab | None) -> Iterator[Spaces]:
             stack.callback(os.close, descriptor)
             try:
                 run_in(descriptor, lambda: None)
-            except KernelError as error:  # CAP_SYS_ADMIN opens others' namespaces
-                click.echo(f"tweed: without {name}: {error}", err=True)
+            except KernelError:  # CAP_SYS_ADMIN opens others' namespaces
+                closed.append(name)
                 del spaces[name]
+        if closed:
+            click.echo(f"tweed: without {', '.join(closed)}: to enter their network namespaces takes CAP_SYS_ADMIN", err=True)
         yield spaces
 
 

@@ -19,6 +19,7 @@ from tweed.trace.ends import ends
 from tweed.trace.findings import find
 from tweed.trace.intent import Intent
 from tweed.trace.live import live, watching
+from tweed.trace.probe import permitted
 from tweed.trace.result import Fix, Said, Walk
 from tweed.trace.snapshot import Snapshot
 from tweed.trace.trip import trip
@@ -50,7 +51,7 @@ def once(lab: Lab | None, opened: spaces.Spaces, src: str, dst: str, want: Wante
     cluster = Cluster(snapshot)
     probe = want.probe(*ends(cluster, src, dst))
     with watching(cluster, opened) as watch:
-        if watch is None:
+        if watch is None or not permitted(probe):
             predicted = trip(cluster, Intent(cluster), probe, find(cluster), "tables")
             return msgspec.structs.replace(ask(predicted, cluster, opened), blind=(Said("everything-sent"),)), snapshot
         found = live(cluster, opened, probe, watch)

@@ -107,6 +107,8 @@ def read(name: str) -> Lab | None:
         return msgspec.json.decode((DIRECTORY / name / "lab.json").read_bytes(), type=Lab)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise TweedError(f"{DIRECTORY / name / 'lab.json'} cannot be read: permission denied; a lab is root's") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise TweedError(f"{DIRECTORY / name / 'lab.json'} cannot be read: {error}; remove the lab with `tweed lab down --name {name}`") from None
 

@@ -117,20 +117,21 @@ class Captured:
 def watching(cluster: Cluster, spaces: Spaces) -> Iterator[Watch | None]:
     """The best that this process may use: tracepoints, else packet sockets; None where it has neither CAP_BPF with CAP_PERFMON nor CAP_NET_RAW."""
     with contextlib.ExitStack() as stack:
-        try:
-            yield Traced(stack.enter_context(Tracer()))
-            return
-        except KernelError as error:
-            if error.errno not in REFUSED:
-                raise
-        try:
-            captures = {netns(spaces[name]): stack.enter_context(Capture(up(cluster, name), spaces[name])) for name in spaces}
-        except KernelError as error:
-            if error.errno not in REFUSED:
-                raise
-            yield None
-            return
-        yield Captured(captures)
+        yield best(cluster, spaces, stack)
+
+
+def best(cluster: Cluster, spaces: Spaces, stack: contextlib.ExitStack) -> Watch | None:
+    try:
+        return Traced(stack.enter_context(Tracer()))
+    except KernelError as error:
+        if error.errno not in REFUSED:
+            raise
+    try:
+        return Captured({netns(spaces[name]): stack.enter_context(Capture(up(cluster, name), spaces[name])) for name in spaces})
+    except KernelError as error:
+        if error.errno not in REFUSED:
+            raise
+    return None
 
 
 def up(cluster: Cluster, name: str) -> list[str]:

@@ -75,6 +75,17 @@ def reply_to(shot: Shot) -> Probe | None:
     return msgspec.structs.replace(shot.probe, src=shot.probe.dst, dst=shot.probe.src, reply=True, id=None, dont_fragment=None)
 
 
+def permitted(probe: Probe) -> bool:
+    """Whether this process may send it: all but datagrams need CAP_NET_RAW."""
+    if probe.proto == "udp":
+        return True
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).close()
+    except PermissionError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def opened(shot: Shot, netns: int | None) -> Iterator[socket.socket]:
     """The socket that sends it, in a namespace; held while answers are awaited, so that the port stays ours. Raises KernelError."""
