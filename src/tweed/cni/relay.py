@@ -1,10 +1,11 @@
 #!/usr/bin/python3 -IS
 """CNI plugin of tweed: hands the call to the agent and its answer back. It understands nothing but VERSION.
 
-relay.c does the same: the protocol is in tweed's wire/cni.py, the files in agent/spool.py. Every import costs each container start.
+relay.c does the same: the protocol is in tweed's wire/cni.py, the files in agent/spool.py. Every import costs each container start:
+posix is what os is made of, and here without what os imports beside it, which takes a millisecond.
 """
 
-import os
+import posix
 import sys
 from _socket import AF_NETLINK, AF_PACKET, AF_UNIX, SCM_RIGHTS, SHUT_WR, SO_RCVTIMEO, SOCK_CLOEXEC, SOCK_RAW, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 
@@ -22,12 +23,12 @@ NOT_QUEUED = b'"msg":"no agent of tweed runs on this node, and the queue of DELs
 
 def write_all(descriptor: int, data: bytes) -> None:
     while data:
-        data = data[os.write(descriptor, data) :]
+        data = data[posix.write(descriptor, data) :]
 
 
 def read_all(descriptor: int, most: int) -> bytes:
     parts, size = [], 0
-    while size <= most and (part := os.read(descriptor, 65536)):
+    while size <= most and (part := posix.read(descriptor, 65536)):
         parts.append(part)
         size += len(part)
     return b"".join(parts)
@@ -36,9 +37,14 @@ def read_all(descriptor: int, most: int) -> bytes:
 def read_file(path: bytes) -> bytes:
     """Its first bytes, none where there is no such file."""
     try:
-        return os.read(os.open(path, os.O_RDONLY | os.O_CLOEXEC), 65536)
+        return posix.read(posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC), 65536)
     except OSError:
         return b""
+
+
+def directory() -> bytes:
+    """Where this script is, symbolic links resolved."""
+    return posix.readlink(b"/proc/self/fd/%d" % posix.open(__file__, posix.O_RDONLY | posix.O_CLOEXEC)).rpartition(b"/")[0]
 
 
 def may_fail(function, *arguments) -> None:  # type: ignore[no-untyped-def]
@@ -59,13 +65,13 @@ def open_inside(command: bytes) -> list[int]:
     """The namespace, and where we may enter it an rtnetlink socket in it, IPv6's settings as seen from inside, and a packet socket."""
     found: list[int] = []
     try:
-        found.append(os.open(os.environb[b"CNI_NETNS"], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        if command != b"DEL" and hasattr(os, "setns"):  # Python 3.12
-            os.setns(found[0], CLONE_NEWNET)
+        found.append(posix.open(posix.environ[b"CNI_NETNS"], posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC))
+        if command != b"DEL" and hasattr(posix, "setns"):  # Python 3.12
+            posix.setns(found[0], CLONE_NEWNET)
             found.append(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0).detach())
             if command == b"ADD":
                 found.append(socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0).detach())
-            found.append(os.open("/proc/sys/net/ipv6/conf", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            found.append(posix.open("/proc/sys/net/ipv6/conf", posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC))
     except (OSError, KeyError):
         pass
     return found
@@ -85,53 +91,53 @@ def ask(path: bytes, call: bytes, command: bytes) -> bytes | None:
         rights = b"".join(each.to_bytes(4, sys.byteorder) for each in descriptors)
         sent = agent.sendmsg([call], [(SOL_SOCKET, SCM_RIGHTS, rights)] if rights else [])
         while descriptors:  # the agent has its own now: a packet socket's last close takes long
-            os.close(descriptors.pop())
+            posix.close(descriptors.pop())
         agent.sendall(call[sent:])
         agent.shutdown(SHUT_WR)
         answer = read_all(agent.fileno(), sys.maxsize)
     except OSError:
         pass
     while descriptors:
-        os.close(descriptors.pop())
+        posix.close(descriptors.pop())
     agent.close()
     return answer
 
 
 def queue(run_dir: bytes, call: bytes) -> bool:
     """Leave the call for the agent's next start. False when that cannot be done."""
-    may_fail(os.mkdir, run_dir, 0o755)
-    may_fail(os.mkdir, run_dir + b"/cni-queue", 0o700)
+    may_fail(posix.mkdir, run_dir, 0o755)
+    may_fail(posix.mkdir, run_dir + b"/cni-queue", 0o700)
     for number in range(QUEUE_MAX):
         path, partial = b"%s/cni-queue/%d" % (run_dir, number), b"%s/cni-queue/.%d" % (run_dir, number)
-        if os.access(path, os.F_OK):
+        if posix.access(path, posix.F_OK):
             continue
         try:
-            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            file = posix.open(partial, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
         except FileExistsError:
             continue
         except OSError:
             return False
         try:
             write_all(file, call)
-            os.link(partial, path)
+            posix.link(partial, path)
             return True
         except FileExistsError:
             continue
         except OSError:
             return False
         finally:
-            os.close(file)
-            may_fail(os.unlink, partial)
+            posix.close(file)
+            may_fail(posix.unlink, partial)
     return False
 
 
 def main() -> tuple[int, bytes, bytes]:
     """Exit code, and what goes to stdout and stderr."""
-    command, config = os.environb.get(b"CNI_COMMAND", b""), read_all(0, STDIN_MAX)
+    command, config = posix.environ.get(b"CNI_COMMAND", b""), read_all(0, STDIN_MAX)
     if command == b"VERSION":
         return 0, b'{"cniVersion":"%s","supportedVersions":%s}' % (version(config), VERSIONS), b""
-    run_dir = read_file(os.path.dirname(os.path.realpath(os.fsencode(__file__))) + b"/tweed.agent").partition(b"\n")[0] or b"/run/tweed"
-    variables = [b"%s=%s\0" % each for each in os.environb.items() if each[0].startswith(b"CNI_") and each[0] != b"CNI_PATH"]
+    run_dir = read_file(directory() + b"/tweed.agent").partition(b"\n")[0] or b"/run/tweed"
+    variables = [b"%s=%s\0" % each for each in posix.environ.items() if each[0].startswith(b"CNI_") and each[0] != b"CNI_PATH"]
     call = b"tweed-cni=1\0" + b"".join(variables) + b"\0" + config
     code, words = 50 if command == b"STATUS" else 11, b""
     pause = socketpair()
@@ -159,4 +165,4 @@ if __name__ == "__main__":
     status, document, log = main()
     write_all(2, log)
     write_all(1, document)
-    os._exit(status)
+    posix._exit(status)
