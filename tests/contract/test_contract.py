@@ -18,13 +18,13 @@ class Follower:
     """A watch in the background, and what it has seen so far."""
 
     def __init__(self, store, revision):
-        self.store, self.revision, self.events = store, revision, []
+        self.store, self.revision, self.events, self.configured = store, revision, [], 0
         self.more = asyncio.Event()
         self.task = asyncio.create_task(self.follow())
 
     async def follow(self):
         async for events in self.store.watch(self.revision):
-            assert events, "a batch holds something"
+            self.configured += not events
             self.events += events
             self.more.set()
 
@@ -94,6 +94,22 @@ async def test_a_configuration_is_replaced_only_when_asked(store, sets_config):
     assert await store.config() == "one"
     assert await store.set_config("two") is True
     assert await store.config() == "two"
+
+
+async def test_a_watch_hears_of_another_configuration(ground, store, follow, sets_config):
+    await store.set_config("one")
+    record = await store.create(lease(), ME)
+    follower = follow(store, record.revision)
+    await store.create(lease("10.244.2.0/24"), ME)
+    await follower.until(1)
+    assert follower.configured == 0
+    await (await ground.open()).set_config("two")
+    async with asyncio.timeout(TIMEOUT_S):
+        while not follower.configured:
+            follower.more.clear()
+            await follower.more.wait()
+    await store.create(lease("10.244.3.0/24"), ME)
+    assert [event.key for event in await follower.until(2)] == ["10.244.2.0-24", "10.244.3.0-24"]
 
 
 # ---- create, update, delete ---------------------------------------------------------------------------------------

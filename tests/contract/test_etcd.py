@@ -163,7 +163,7 @@ async def test_a_renewal_by_flannel_is_seen_as_it_is_written(store, raw):
     await store.create(lease(), ME)
     revision = (await store.snapshot()).revision
     async with contextlib.aclosing(store.watch(revision)) as watch:
-        await raw.put((b"config", b"{}"), (b"subnets-old/10.244.9.0-24", VALUE), (b"tweed/other", b"x"))
+        await raw.put((b"config-old", b"{}"), (b"subnets-old/10.244.9.0-24", VALUE), (b"tweed/other", b"x"))
         changed = VALUE.replace(b"56:4e:6b:10:49:50", b"02:00:00:00:00:09")
         await raw.put((b"subnets/10.244.1.0-24", changed))
         (event,) = await asyncio.wait_for(anext(watch), 20)

@@ -48,8 +48,7 @@ def test_a_prefix_that_names_nothing_is_refused(prefix):
 def test_owners_lie_beside_what_flannel_reads_and_in_what_we_watch():
     owner = LAYOUT.owner_key("10.244.1.0-24")
     assert not owner.startswith(b"/coreos.com/network/subnets")
-    assert all(LAYOUT.both.start <= key < LAYOUT.both.end for key in (owner, LAYOUT.lease_key("10.244.1.0-24")))
-    assert not LAYOUT.both.start <= LAYOUT.config < LAYOUT.both.end
+    assert all(LAYOUT.watched.start <= key < LAYOUT.watched.end for key in (LAYOUT.config, owner, LAYOUT.lease_key("10.244.1.0-24")))
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,12 @@ class Place:
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.store = Memory()
         self.woken: list[set[str] | None] = []
-        self.membership = Membership(self.store, ME, MARGIN_S, self.woken.append)
+        self.configured = 0
+        self.membership = Membership(self.store, ME, MARGIN_S, self.woken.append, self.on_configuration)
         self.caplog = caplog
+
+    def on_configuration(self) -> None:
+        self.configured += 1
 
     async def join(self, ttl_s: float | None = TTL_S) -> None:
         self.membership.hold(self.store.put(MINE, ME, ttl_s))

@@ -124,6 +124,7 @@ class Agent:
         """With one network configuration: join, then keep right."""
         await join(self)
         assert self.membership is not None
+        self.talk.look = True  # it may have changed before anybody listened
         follower = asyncio.create_task(self.membership.follow())
         try:
             await self._keep_right(follower)
@@ -226,6 +227,9 @@ class Agent:
             self.changed |= keys
         self.look_again("lease")
 
+    def on_configuration(self) -> None:
+        self.look_again("configuration")
+
     async def _keep_right(self, follower: asyncio.Task[None]) -> None:
         assert self.membership is not None
         follower.add_done_callback(lambda _: self.wake.set())
@@ -279,7 +283,7 @@ class Agent:
         try:
             report = await self._mend(reasons)
             await self._forward()
-            self.talk.begin(look=bool(reasons & {"tick", "resume"}))
+            self.talk.begin(look=bool(reasons & {"tick", "resume", "configuration"}))
         except KernelError as error:  # a device that went between two questions, an answer that was lost
             report = Report(device_failures={"kernel": str(error)})
         except OSError as error:

@@ -41,7 +41,9 @@ async def join(agent: Agent) -> None:
     agent.changed = None
     agent.macs = MacWatch()  # a MAC that follows from another subnet is nobody's interference
     agent.problems.pop("mac-rewritten", None)
-    agent.membership = membership = Membership(store, agent.owner, agent.settings.renew_margin_s, agent.on_leases, given=agent.given is not None)
+    agent.membership = membership = Membership(
+        store, agent.owner, agent.settings.renew_margin_s, agent.on_leases, agent.on_configuration, given=agent.given is not None
+    )
     agent.underlay = underlay = await insist(agent, lambda: _choose_underlay(agent, site))
     site.check_overlap(agent.attachments.ledger.bridges)
     await insist(agent, lambda: _be_alone(agent, site))

@@ -35,16 +35,27 @@ class Backoff:
 
 
 class Membership:
-    """What this node knows of the store. `woke(keys)` is called after every change, with the keys that changed (None: anything).
+    """What this node knows of the store. `woke(keys)` is called after every change, with the keys that changed (None: anything),
+    `configured()` when the network configuration may be another one.
 
     `given`: the store ties our lease to our name, so that whatever somebody writes into it is put right; only another boot id tells a clone.
     """
 
-    def __init__(self, store: LeaseStore, owner: Owner, renew_margin_s: float, woke: Callable[[set[str] | None], None], *, given: bool = False) -> None:
+    def __init__(
+        self,
+        store: LeaseStore,
+        owner: Owner,
+        renew_margin_s: float,
+        woke: Callable[[set[str] | None], None],
+        configured: Callable[[], None],
+        *,
+        given: bool = False,
+    ) -> None:
         self.store = store
         self.owner = owner
         self.renew_margin_s = renew_margin_s
         self.woke = woke
+        self.configured = configured
         self.given = given
         self.records: dict[str, LeaseRecord] = {}
         self.junk: dict[str, Junk] = {}
@@ -67,9 +78,13 @@ class Membership:
             try:
                 if broken:
                     self.see_snapshot(await self.store.snapshot())
+                    self.configured()  # whatever was written while nobody listened
                     broken = False
                 async for events in self.store.watch(self.revision):
-                    self.see_events(events)
+                    if events:
+                        self.see_events(events)
+                    else:
+                        self.configured()
             except Compacted:
                 log.info("the store no longer keeps the changes since revision %d: reading all leases again", self.revision)
                 broken = True

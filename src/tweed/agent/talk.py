@@ -28,16 +28,21 @@ class Talk:
         self.agent = agent
         self.task: asyncio.Task[bool] | None = None
         self.untold = False  # something came while the store was being talked to
+        self.look = False  # the next one is to read the configuration
 
     @property
     def going_on(self) -> bool:
         return self.task is not None and not self.task.done()
 
     def begin(self, *, look: bool) -> None:
-        """Publish, and with `look` read the configuration."""
+        """Publish, and with `look` read the configuration. Raises what the last conversation ended with, should nobody have asked yet."""
+        self.look |= look
         if self.going_on:
             self.untold = True
         else:
+            if self.task is not None:
+                self.task.result()
+            look, self.look = self.look, False
             self.task = asyncio.create_task(self._talk(self.agent.lease(), look))
             self.task.add_done_callback(self._talked)
 

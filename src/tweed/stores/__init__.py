@@ -115,7 +115,10 @@ class LeaseStore(Protocol):
         """Remove, if the stored record still has `record.revision`, else Conflict. Already gone: nothing happens."""
 
     def watch(self, revision: int) -> AsyncIterator[tuple[Event, ...]]:
-        """Batches of all changes after `revision`, without gaps, in order. Raises Compacted when they are no longer kept."""
+        """Batches of all changes after `revision`, without gaps, in order. Raises Compacted when they are no longer kept.
+
+        An empty batch, from stores that hear of it: the network configuration may be another one now.
+        """
 
     async def close(self) -> None:
         """Let go of files, connections and watches."""

@@ -97,7 +97,7 @@ class SqliteStore(NodesChoose):
     async def watch(self, revision: int) -> AsyncIterator[tuple[Event, ...]]:
         bell = Bell(self.path.with_name(self.path.name + "-wal"), self.warnings)
         try:
-            pause_s = LOOK_S[0]
+            pause_s, config = LOOK_S[0], await self.run(self.read_config)
             while True:
                 events = await self.run(partial(self.read_log, revision))
                 if events:
@@ -105,6 +105,9 @@ class SqliteStore(NodesChoose):
                     pause_s = LOOK_S[0]
                     yield events
                     continue
+                if (text := await self.run(self.read_config)) != config:
+                    config = text
+                    yield ()
                 if pause_s == LOOK_S[1]:
                     await self.run(self.sweep_if_due)
                 bell.look()
@@ -128,7 +131,7 @@ class SqliteStore(NodesChoose):
 
     def read_config(self) -> str | None:
         with self.database.reading() as connection:
-            row = connection.execute("SELECT CAST(value AS BLOB) FROM config").fetchone()
+            row = connection.execute("SELECT CAST(value AS BLOB) FROM config WHERE id = 1").fetchone()
         return row[0].decode("utf-8", "replace") if row else None
 
     def write_config(self, text: str, replace: bool) -> bool:

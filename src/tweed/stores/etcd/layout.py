@@ -40,7 +40,7 @@ class Layout:
         self.config = join(prefix, "config")
         self.leases = below(join(prefix, "subnets"))
         self.owners = below(join(prefix, "tweed/owners"))
-        self.both = Span(self.leases.start, self.owners.end)
+        self.watched = Span(self.config, self.owners.end)  # they are in this order, and what else is between them is nobody's
 
     def lease_key(self, name: str) -> bytes:
         return self.leases.start + name.encode()

@@ -174,11 +174,13 @@ class EtcdStore(NodesChoose):
 
     async def watch(self, revision: int) -> AsyncIterator[tuple[Event, ...]]:
         batch = Batch(self.layout)
-        async with contextlib.aclosing(self.client.watch(self.layout.both, revision + 1)) as answers:
+        async with contextlib.aclosing(self.client.watch(self.layout.watched, revision + 1)) as answers:
             async for answer in answers:
                 if answer.created:
                     batch = Batch(self.layout)  # another member goes on: what a broken one had begun to say comes again
                 batch.add(answer.events)
+                if any(event.kv.key == self.layout.config for event in answer.events):
+                    yield ()
                 if not answer.fragment and (events := batch.take()):
                     yield events
 
