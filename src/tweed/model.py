@@ -121,8 +121,9 @@ class LeaseRecord(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def reserved(self) -> bool:
-        """A reservation whose node has not come yet."""
-        return self.ttl_s is None and self.owner is None and all(e.mac is None for e in self.lease.endpoints)
+        """A reservation whose node has not come yet: one with VXLAN would have said its MAC, one without that it has another backend."""
+        waiting = self.lease.backend in ("", "vxlan") and all(e.mac is None for e in self.lease.endpoints)
+        return self.ttl_s is None and self.owner is None and waiting
 
 
 class Junk(msgspec.Struct, frozen=True):

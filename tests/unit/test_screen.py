@@ -1,5 +1,6 @@
 """Leases to program, and what is wrong with the others."""
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,6 +70,8 @@ def test_another_backends_lease_is_named_with_both(backend: str):
 def test_a_reservation_without_its_node_is_no_problem():
     waiting = LeaseRecord(Lease(end("10.244.7.0/24", "192.168.2.7", None)), None, 1, 7, None)
     assert screened(waiting)[1:] == ([], [])
+    come = LeaseRecord(msgspec.structs.replace(waiting.lease, backend="host-gw"), None, 1, 7, None)
+    assert screened(come)[2] == [("other-backend", come.key)] and screen([come], (), None, "host-gw", NETWORKS).peers == {come.key: come.lease}
     ended = LeaseRecord(waiting.lease, waiting.owner, 1, 7, 100.0)
     assert screened(ended)[2] == [("bad-lease", ended.key)]
 
