@@ -29,7 +29,8 @@ def test_calls_of_one_thread_are_counted_and_told_apart():
             useful, after = moved.read() - useful, entered.read()
         # The counters are read by this thread too: a few calls each, of which reads move bytes.
         assert 2 * CALLS <= useful < 2 * CALLS + 20
-        assert 3 * CALLS <= after - before < 3 * CALLS + 60, "the other thread made many thousands meanwhile"
+        # And it waits for the other one to let go of the interpreter, a call each time; that one made many thousands meanwhile.
+        assert 3 * CALLS <= after - before < 4 * CALLS
     finally:
         others.set()
         noise.join()
