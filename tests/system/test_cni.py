@@ -520,6 +520,19 @@ def test_a_relay_that_is_killed_before_it_has_said_all_has_not_called(fast, sand
 # ---- chains -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not (DEBIAN / "tuning").exists(), reason="Debian's plugins are not installed")
+def test_tuning_after_us(fast, sandbox):
+    """It may give the device another MAC: CHECK looks for the one that the chain ended with, not for just any."""
+    tuning = {"type": "tuning", "mac": "02:00:00:00:00:99", "sysctl": {"net.ipv4.conf.all.log_martians": "1"}, "promisc": True}
+    network = conflist() | {"plugins": [{"type": "tweed"}, tuning]}
+    assert fast.add(network, "c1", sandbox.path)["interfaces"][2]["mac"] == "02:00:00:00:00:99"
+    fast.check(network, "c1", sandbox.path)
+    for later in ({"interfaces": [{"name": "eth0", "sandbox": sandbox.path, "mac": mac}]} for mac in ("02:00:00:00:00:98", 5, "x")):
+        answer = fast.run("tweed", conf(prevResult=later), **variables("CHECK", sandbox))
+        assert answer.error == 103 and "eth0 has the MAC 02:00:00:00:00:99 instead of" in answer.document["msg"]
+    fast.delete(network, "c1", sandbox.path)
+
+
 @pytest.mark.skipif(not (DEBIAN / "portmap").exists(), reason="Debian's plugins are not installed")
 def test_first_of_a_chain_with_portmap_and_bandwidth(runtime, sandbox, sandbox2):
     network = conflist() | {

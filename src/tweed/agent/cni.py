@@ -97,7 +97,7 @@ class Cni:
         if attachment is None:
             raise Unknown(f"container {call.container_id} has no {call.ifname} here")
         with container(call.netns, descriptors) as inside:
-            found = differences(attachment, self._seen(attachment, inside))
+            found = differences(attachment, self._seen(attachment, inside), wire.mac_after(conf, call.ifname))
         if found:
             raise CniError(wire.DIFFERS, f"container {call.container_id} is not as it was attached: {found[0]}", "; ".join(found))
 

@@ -80,7 +80,7 @@ class Taken:
         if not waits:
             raise NoAddress(f"no address is left in {where}: detach a container, or give nodes larger subnets (SubnetLen)")
         wait_s = min(waits)
-        text = f"no address is free in {where} now: {len(waits)} were in use until just now, the first is free in {wait_s:.0f} s; try again then"
+        text = f"no address is free in {where} now: those that nobody has were in use until just now, the first is free in {wait_s:.0f} s; try again then"
         raise NoAddress(text, wait_s)
 
 

@@ -21,8 +21,11 @@ class Seen(msgspec.Struct, frozen=True):
     routes: tuple[Route, ...]
 
 
-def differences(attachment: Attachment, seen: Seen) -> list[str]:
-    """One line for each thing that is not as it was made, in the words of what a person would look at."""
+def differences(attachment: Attachment, seen: Seen, mac: bytes | None = None) -> list[str]:
+    """One line for each thing that is not as it was made, in the words of what a person would look at.
+
+    `mac`: what a later plugin gave the container's device instead of ours.
+    """
     a, found = attachment, list[str]()
     bridge, port, inside = seen.bridge, seen.port, seen.inside
     if bridge is None:
@@ -49,8 +52,8 @@ def differences(attachment: Attachment, seen: Seen) -> list[str]:
         return found
     if not inside.up:
         found.append(f"{a.ifname} is down in the container")
-    if inside.mac != a.mac:
-        found.append(f"{a.ifname} has the MAC {format_mac(inside.mac)} instead of {format_mac(a.mac)}")
+    if inside.mac != (mac or a.mac):
+        found.append(f"{a.ifname} has the MAC {format_mac(inside.mac)} instead of {format_mac(mac or a.mac)}")
     for device in (port, inside):
         if device is not None and a.mtu and device.mtu != a.mtu:
             found.append(f"{device.name} has MTU {device.mtu} instead of {a.mtu}")

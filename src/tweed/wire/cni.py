@@ -6,6 +6,7 @@ agent to relay   exit code (one byte), text for stderr, \\0, text for stdout
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -254,6 +255,16 @@ def wanted_mac(conf: Conf, args: Args) -> bytes | None:
         return unicast(conf.runtime_config.mac) if conf.runtime_config.mac else args.mac
     except ValueError as error:
         raise CniError(INVALID, f"runtimeConfig.mac: {error}") from None
+
+
+def mac_after(conf: Conf, ifname: str) -> bytes | None:
+    """The MAC of the container's device as the chain left it, by its prevResult: tuning may have given it another. None: it does not say."""
+    interfaces = (conf.prev_result or {}).get("interfaces")
+    for each in interfaces if isinstance(interfaces, list) else []:
+        if isinstance(each, dict) and each.get("name") == ifname and each.get("sandbox"):
+            with contextlib.suppress(ValueError):
+                return parse_mac(str(each.get("mac")))
+    return None
 
 
 # ---- the answer -------------------------------------------------------------------------------------------------
