@@ -101,3 +101,15 @@ def healthy(*, pods: bool = True) -> dict[str, str]:
         if pods:
             texts[f"{name}__pod1"] = POD.format(n=n)
     return texts
+
+
+def udp_mode() -> dict[str, str]:
+    """The same where `n10` and `n20` are joined by flannel's UDP mode instead."""
+    tun = "9: flannel0: <POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472 qdisc fq\n    link/none promiscuity 0\n    tun type tun pi off\n"
+    texts = healthy()
+    for name, n in (("n10", "10"), ("n20", "20")):
+        text = texts[name].replace("1: lo:", tun + f"    inet 10.244.{n}.0/16 scope global flannel0\n1: lo:")
+        for other in NAMES.values():
+            text = text.replace(f"10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink\n", "")
+        texts[name] = text.replace("default via", "10.244.0.0/16 dev flannel0 proto kernel scope link\ndefault via").replace("0.0.0.0:8472", "0.0.0.0:8285")
+    return texts

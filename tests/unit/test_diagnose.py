@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from tests.unit.tables import cluster as nodes
-from tests.unit.tables import healthy
+from tests.unit.tables import healthy, udp_mode
 from tests.unit.test_walk import check_words
 
 from tweed.addr import Prefix
@@ -13,6 +13,7 @@ from tweed.addr import parse_address as ip
 from tweed.addr import parse_mac as mac
 from tweed.model import Endpoint, Lease
 from tweed.trace.cluster import Cluster
+from tweed.trace.findings import find
 from tweed.trace.frames import Probe
 from tweed.trace.intent import Intent
 from tweed.trace.result import Walk
@@ -220,6 +221,35 @@ def test_a_healthy_cluster_has_nothing_wrong_there_back_and_at_full_size(leases:
     assert (found.verdict, found.first_divergence) == ("delivered", None)
     assert found.reply is not None and found.reply.verdict == "delivered" and found.reply.src == found.dst
     assert found.whole is not None and found.whole.verdict == "delivered"
+
+
+UDP_ROUTE = "10.244.0.0/16 dev flannel0 proto kernel scope link\n"
+UDP_PUT = "ip route replace 10.244.0.0/16 dev flannel0 scope link"
+UDP_FAULTS = [
+    ("n10", (UDP_ROUTE, ""), "flannel0", "route-missing", [UDP_PUT]),
+    ("n10", (UDP_ROUTE, UDP_ROUTE + "blackhole 10.244.20.2\n"), "cni0", "route-blackhole", ["ip route del blackhole 10.244.20.2/32"]),
+    ("n10", (UDP_ROUTE, UDP_ROUTE + "10.244.20.2 via 192.168.2.30 dev ens33\n"), "flannel0", "route-leftover", None),
+    ("n20", (",NOARP,UP,LOWER_UP>", ",NOARP>"), "flannel0", "device-down", ["ip link set flannel0 up"]),
+    ("n20", (UDP_ROUTE, ""), "flannel0", "route-missing", [UDP_PUT]),  # which only the answer needs
+]
+
+
+@pytest.mark.parametrize(("node", "change", "device", "cause", "commands"), UDP_FAULTS, ids=[f"{row[0]} {row[3]}" for row in UDP_FAULTS])
+def test_in_udp_mode_the_daemons_device_is_the_way(node: str, change: tuple[str, str], device: str, cause: str, commands: list[str] | None):
+    texts = udp_mode()
+    leases = tuple(msgspec.structs.replace(row, lease=Lease(Endpoint(row.lease.v4.subnet, row.lease.v4.public_ip), backend="")) for row in LEASES[:2])
+
+    def trip_with(texts: dict[str, str]) -> Walk:
+        found = msgspec.structs.replace(nodes(**texts), leases=leases, config='{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}')
+        cluster = Cluster(found)
+        assert not [each for each in find(cluster) if each.said.id == "lease-row-missing" and each.node != node and each.node != "n30"]
+        return trip(cluster, Intent(cluster), Probe(ip("10.244.10.2"), ip("10.244.20.2")))
+
+    assert trip_with(texts).first_divergence is None
+    assert change[0] in texts[node]
+    divergence = trip_with(texts | {node: texts[node].replace(*change)}).first_divergence
+    assert divergence is not None and (divergence.node, divergence.device, divergence.cause.id) == (node, device, cause)
+    assert commands is None or [fix.command.replace(" proto 83", "") for fix in divergence.fix] == commands
 
 
 def test_a_node_that_answers_for_others_takes_what_its_containers_send_directly():

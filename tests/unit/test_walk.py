@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.unit.tables import SEED, cluster, healthy, parsed
+from tests.unit.tables import SEED, cluster, healthy, parsed, udp_mode
 
 from tweed.addr import Prefix
 from tweed.addr import parse_address as ip
@@ -560,13 +560,7 @@ def test_host_gw():
 
 
 def test_udp_mode_needs_leases_or_the_other_nodes_tables():
-    tun = "9: flannel0: <POINTOPOINT,MULTICAST,NOARP,UP,LOWER_UP> mtu 1472 qdisc fq\n    link/none promiscuity 0\n    tun type tun pi off\n"
-    texts = healthy()
-    for name, n in (("n10", "10"), ("n20", "20")):
-        text = texts[name].replace("1: lo:", tun + f"    inet 10.244.{n}.0/16 scope global flannel0\n1: lo:")
-        for other in ("10", "20", "30"):
-            text = text.replace(f"10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink\n", "")
-        texts[name] = text.replace("default via", "10.244.0.0/16 dev flannel0 proto kernel scope link\ndefault via").replace("0.0.0.0:8472", "0.0.0.0:8285")
+    texts = udp_mode()
     snapshot = cluster(**texts)
     found = walked(snapshot, "10.244.10.2", "10.244.20.2")
     assert (found.verdict, [said.id for step in found.steps for said in step.assumptions if said.id.startswith("udp")]) == (

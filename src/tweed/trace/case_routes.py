@@ -23,12 +23,14 @@ class RouteCase(VtepCase):
 
     def host_route(self, tables: Tables, asked: Asked, place: str) -> Divergence | None:
         peer = self.intent.of(self.walk.dst)
-        if peer is None or peer.backend not in ("", "vxlan", mend.HOST_GW):
+        if peer is None or peer.backend not in (*mend.UDP, "vxlan", mend.HOST_GW):
             return None
         answer = self.lookup(tables, asked)
         if answer.kind == "unknown":
             return None
-        return self.own_subnet(tables, peer, answer, place) if peer.node == tables.name else self.remote_subnet(tables, peer, answer, place)
+        if peer.node == tables.name:
+            return self.own_subnet(tables, peer, answer, place)
+        return self.by_tun(tables, peer, answer, place) if peer.backend in mend.UDP else self.remote_subnet(tables, peer, answer, place)
 
     def own_subnet(self, tables: Tables, own: Peer, answer: Answer, place: str) -> Divergence | None:
         """The destination is one of this node's containers, or an address of its own: directly on a bridge or veth."""
@@ -113,6 +115,29 @@ class RouteCase(VtepCase):
             lost = [mend.put_address(own, device), *mend.missing_rows(self.intent, tables, device)]
             return self.found(tables, device, "address-missing", params, (device_row(tables, device, HEAD), own.row), lost)
         return self.found(tables, device, "route-missing", {"dst": dst}, (taken, peer.row), put)
+
+    def by_tun(self, tables: Tables, peer: Peer, answer: Answer, place: str) -> Divergence | None:
+        """UDP mode: one route leads what is for all other nodes to the daemon's device."""
+        device, put = mend.tun_route(self.intent, tables)
+        if device is None:
+            return None
+        if (blocked := self.in_the_way(tables, peer, answer, place)) is not None:
+            return blocked
+        if tables.devices[device].up is False:
+            return self.tun_down(tables, device)
+        row, dst = answer.row, format_address(self.walk.dst)
+        if any(hop.device == device for hop in answer.hops):
+            return None
+        if row is None or not row.dst.length:
+            taken = quote(row) if row is not None else None
+            return self.found(tables, device, "route-missing", {"dst": dst}, (taken, peer.row), put)
+        params = {"dst": dst, "way": row.text.split("\n")[0].strip()}
+        return self.found(tables, device, "route-leftover", params, (quote(row), peer.row), [mend.delete_route(row), *put])
+
+    def tun_down(self, tables: Tables, device: str) -> Divergence:
+        """Its route went with it."""
+        commands = [f"ip link set {device} up", *mend.tun_route(self.intent, tables)[1]]
+        return self.found(tables, device, "device-down", {"device": device}, (device_row(tables, device, HEAD),), commands)
 
     def in_the_way(self, tables: Tables, peer: Peer, answer: Answer, place: str, device: str | None = None) -> Divergence | None:
         """A rule that drops or leads to another table, or a row that drops."""

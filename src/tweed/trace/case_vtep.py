@@ -131,7 +131,7 @@ class VtepCase:
     def wrong_device(self, tables: Tables, own: Peer | None, device: str | None) -> Divergence | None:
         """A VTEP that is not there, is down, or lost its port to another."""
         if device is None:
-            if own is None or not tables.complete("link"):
+            if own is None or own.backend != "vxlan" or not tables.complete("link"):
                 return None
             name = f"flannel{'-v6' if self.family == 6 else ''}.{self.intent.vni}"
             return self.found(tables, name, "vtep-missing", {"host": tables.name}, (own.row,), mend.create_vtep(self.intent, tables, own, name))

@@ -89,6 +89,8 @@ class Case(RouteCase):
         own = self.intent.at(tables, self.family)
         if own is not None and step.device == own.device:
             return self.wrong_device(tables, own, own.device)
+        if tables.kind(step.device)[0] == "tun":
+            return self.tun_down(tables, step.device)
         if own is not None and tables.kind(step.device)[0] == "bridge":
             row = device_row(tables, step.device, HEAD)
             return self.found(tables, step.device, "device-down", {"device": step.device}, (row,), self.raise_bridge(tables, step.device, own))

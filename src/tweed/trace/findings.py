@@ -324,7 +324,9 @@ def lease_row_missing(cluster: Cluster) -> Iterator[Finding]:
         for lease in cluster.snapshot.leases:
             for endpoint in lease.lease.endpoints:
                 answer = tables.lookup(endpoint.subnet.host(1))
-                if answer.kind == "missing" or (answer.row is not None and answer.kind == "unicast" and answer.row.dst.length < endpoint.subnet.length):
+                by_tun = any(hop.device and tables.kind(hop.device)[0] == "tun" for hop in answer.hops)  # UDP mode: one route for all
+                shorter = answer.row is not None and answer.kind == "unicast" and answer.row.dst.length < endpoint.subnet.length and not by_tun
+                if answer.kind == "missing" or shorter:
                     yield finding(tables, "lease-row-missing", {"subnet": str(endpoint.subnet)}, quote(lease))
 
 

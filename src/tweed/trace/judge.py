@@ -132,7 +132,7 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
             return ended(made, laid, "detour", walk.first_divergence)  # past a wrong decision, and somebody brought it back on its way
         return ended(made, laid, "delivered", unlike(made) or overtaken(walk, laid))
     predicted = walk.first_divergence
-    if predicted is not None and (came_so_far(laid) or passed(laid, predicted) or unanswered_question(laid, predicted)):
+    if predicted is not None and (came_so_far(laid) or passed(laid, predicted) or unanswered_question(laid, predicted) or just_there(laid, predicted)):
         verdict: Verdict = walk.verdict if walk.verdict in ("dropped", "lost") else "lost"
         if laid.drop is not None or seen.refused:
             verdict = "dropped"
@@ -173,6 +173,11 @@ def unanswered_question(laid: Laid, found: Divergence) -> bool:
     drop = laid.drop
     asked = drop is not None and drop.event.function.startswith("neigh_")
     return drop is not None and asked and drop.node.partition("/")[0] == found.node.partition("/")[0]
+
+
+def just_there(laid: Laid, found: Divergence) -> bool:
+    """Whether it was dropped at the very device that tables name, though it was not seen on all of its way there."""
+    return laid.drop is not None and (laid.drop.node, laid.drop.event.device) == (found.node, found.device)
 
 
 def too_narrow(laid: Laid, drop: Sight, cluster: Cluster) -> Divergence | None:

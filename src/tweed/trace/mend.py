@@ -14,6 +14,7 @@ from tweed.trace.tables import Tables
 from tweed.trace.underlay import attributes_of
 
 HOST_GW = "host-gw"
+UDP = ("", "udp")  # flannel's leases of that mode name no backend
 VXLAN_ROOM = {4: 50, 6: 70}
 
 
@@ -92,6 +93,17 @@ def has_route(tables: Tables, peer: Peer, device: str) -> bool:
 def right_hop(row: s.RouteRow, peer: Peer, device: str) -> bool:
     gateway = peer.host if peer.backend == HOST_GW else peer.subnet.address
     return any(hop.gateway == gateway and hop.device == device for hop in row.hops)
+
+
+def tun_route(intent: Intent, tables: Tables) -> tuple[str | None, list[str]]:
+    """UDP mode's device on a node, and what puts its route there when that is missing. None, [] where there is no such device."""
+    device = next((name for name in tables.devices if tables.kind(name)[0] == "tun"), None)
+    network = intent.network.network if intent.network is not None else None
+    there = any(row.dst == network and any(hop.device == device for hop in row.hops) for row in tables.node.routes)
+    if device is None or network is None or there:
+        return device, []
+    protocol = " proto 83" if intent.tweed_style else ""
+    return device, [f"ip route replace {network} dev {device}{protocol} scope link"]
 
 
 # ---- devices ----------------------------------------------------------------------------------------------------------------
