@@ -221,6 +221,28 @@ def test_hostile_datagrams_on_the_wire(world: World) -> None:
         assert counters["rx-packets"] == 0
 
 
+@pytest.mark.parametrize("data_path", ("fast", "numpy"))
+def test_a_route_that_was_away_ends_no_bursts(world: World, data_path: str) -> None:
+    with world.forwarding(data_path) as process, opened(world.here, socket.SOCK_DGRAM) as sender:
+
+        def burst() -> None:
+            """Ten datagrams that the process finds all at once."""
+            process.send_signal(signal.SIGSTOP)
+            for _ in range(10):
+                sender.sendto(bytes(64), (INNER[1], 9))
+            process.send_signal(signal.SIGCONT)
+
+        world.here.run(f"ip route add unreachable {OUTER[1]}/32")
+        burst()
+        eventually(lambda: world.count("tx-refused") == 10, "they are refused")
+        world.here.run(f"ip route del unreachable {OUTER[1]}/32")
+        burst()
+        eventually(lambda: world.count("tx-packets") == 10, "they are sent")
+        report = world.report()
+        assert (report.segmenting_off, report.counters["fallbacks"]) == ({}, 0)
+        assert report.counters["tx-sends"] < 20, "bursts, not datagrams"
+
+
 def test_two_fast_peers_know_each_other(world: World, tmp_path: Path) -> None:
     other = World.__new__(World)
     other.here, other.there, other.socket = world.there, world.here, tmp_path / "other.sock"

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from tests.system.conftest import Lab, all_pairs, eventually, ping, running
+from tests.system.conftest import TWEED, Lab, all_pairs, eventually, ping, running
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,8 @@ def test_pods_talk_through_the_processes(udp: Lab) -> None:
         assert set(said["forwarding"]["offloads"].values()) == {"on"}
         assert said["forwarding"]["counters"]["rx-packets"] >= 3
         assert udp.lines(node.name, "ip route show proto 83") == ["10.244.0.0/16 dev flannel0 scope link"]
+        text = udp.tweed("exec", node.name, "--", *TWEED, "status").stdout
+        assert f"process    {said['forwarding']['pid']}: data path fast; outer packets have no DF" in text and "without" not in text
 
 
 def test_a_process_that_is_killed_is_started_again(udp: Lab) -> None:

@@ -15,6 +15,7 @@ from tests.oracles import udp as oracle
 
 from tweed.addr import Prefix
 from tweed.udp.naive import Naive
+from tweed.udp.outer import open_socket, receive_bursts
 from tweed.udp.packet import COUNTERS
 from tweed.udp.peers import Lookup, Table, peer
 
@@ -322,6 +323,20 @@ def test_strangers_are_not_heard(make: Callable[[], fast.Core | Naive]) -> None:
     stranger = int(IPv4Address("192.0.2.99"))
     assert (path.inbound(stranger, GOOD) if isinstance(path, Naive) else path.inbound(stranger, GOOD, 0)) == []
     assert counted(path) == {"rx-stranger": 1}
+
+
+def test_what_a_stranger_says_of_itself_is_not_kept() -> None:
+    with open_socket(b"\x7f\0\0\1", 0) as opened, open_socket(b"\x7f\0\0\2", 0) as sender:
+        assert receive_bursts(opened) == receive_bursts(sender) == ""
+        path = Vector(-1, opened, 8285, segment=True, merge_tcp=True, merge_udp=True, burst=16)
+        for known in (False, True):
+            if known:
+                path.set_table(Table(Prefix.parse("10.244.1.0/24"), (peer(Prefix.parse("10.244.2.0/24"), b"\x7f\0\0\2"),)).pack())
+            sender.sendto(b"x", opened.getsockname())
+            path.turn_inbound()
+            assert path.shown_fast == ({0x7F000002} if known else set())
+    path.set_table(bytes(12))
+    assert path.shown_fast == set()
 
 
 def test_a_source_in_nobodys_subnet_passes_counted_unless_strict() -> None:

@@ -62,6 +62,10 @@ def lines(d: dict[str, Any]) -> list[str]:
         vtep = f"{v['mac']} " if v["mac"] else ""
         vni = f"VNI {v['vni']}, " if v["vni"] is not None else ""
         out.append(f"device     {v['name']} {vtep}{v['address']}, {vni}UDP port {v['port']}, MTU {v['mtu']}{failure}")
+    if (f := d["forwarding"]) is not None:
+        out.append(f"process    {f['pid']}: data path {f['data_path']}; {f['mtu']}")
+        out += [f"           without {name}: {state}" for name, state in f["offloads"].items() if state != "on"]
+        out += [f"           no bursts to {host}: {why}" for host, why in list(f["segmenting_off"].items())[:SHOWN]]
     store = d["store"]
     away = f", away since {store['away_since']}: {store['away_why']}" if store["away_since"] else ", not open"
     out.append(f"store      {store['url']}{'' if store['answers'] else click.style(away, fg='red')}")

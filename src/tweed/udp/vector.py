@@ -35,6 +35,11 @@ class Vector(Naive):
         self.shown_fast: set[int] = set()
         self.no_segment: dict[int, int] = {}
 
+    def set_table(self, packed: bytes) -> None:
+        super().set_table(packed)
+        self.shown_fast &= self.table.hosts
+        self.no_segment = {host: error for host, error in self.no_segment.items() if host in self.table.hosts}
+
     def hosts(self) -> list[tuple[int, int, int]]:
         return [(host, host in self.shown_fast, self.no_segment.get(host, 0)) for host in sorted(self.table.hosts)]
 
@@ -138,11 +143,12 @@ class Vector(Naive):
             try:
                 sent = self.socket.sendmsg([wire], control, 0, (format_address(host.to_bytes(4)), self.port))
             except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.ENOBUFS):
-                    self.count["tx-queue-full"] += count
-                    return
                 # EMSGSIZE, EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware.
-                self.no_segment[host] = error.errno or 0
+                # Anything else (no route just now) says nothing of bursts.
+                if error.errno not in (errno.EMSGSIZE, errno.EINVAL, errno.EIO):
+                    self.count["tx-queue-full" if error.errno in (errno.EAGAIN, errno.ENOBUFS) else "tx-refused"] += count
+                    return
+                self.no_segment[host] = error.errno
                 self.count["fallbacks"] += 1
             else:
                 self.count["tx-packets"] += count
@@ -159,7 +165,8 @@ class Vector(Naive):
             if got is None:
                 return
             n, size, sender, fast = got
-            (self.shown_fast.add if fast else self.shown_fast.discard)(sender)
+            if sender in self.table.hosts:  # anybody else's address would be kept for ever
+                (self.shown_fast.add if fast else self.shown_fast.discard)(sender)
             self.take(sender, self.received[:n], size)
 
     def take(self, sender: int, data: memoryview, size: int) -> None:

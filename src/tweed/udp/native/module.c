@@ -113,8 +113,12 @@ static void send_burst(Core *core, struct host *to, struct burst *burst, unsigne
             core->counters[TX_BYTES] += burst->bytes;
             return;
         }
-        if (error == EAGAIN || error == ENOBUFS) { core->counters[TX_QUEUE_FULL] += segments; return; }
-        /* EMSGSIZE or EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware. One at a time is right everywhere. */
+        /* EMSGSIZE or EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware. One at a time is right everywhere.
+         * Anything else (no route just now) says nothing of bursts. */
+        if (error != EMSGSIZE && error != EINVAL && error != EIO) {
+            core->counters[error == EAGAIN || error == ENOBUFS ? TX_QUEUE_FULL : TX_REFUSED] += segments;
+            return;
+        }
         to->no_segment = error;
         core->counters[FALLBACKS]++;
     }
