@@ -46,6 +46,13 @@ def test_all_oddities_of_the_seed():
     ]
 
 
+def test_neighbours_that_name_no_device_are_those_of_one():
+    """`ip neigh show dev flannel.1` leaves the name out, so these rows say nothing of the underlay."""
+    text = "\n".join(line for line in SEED.splitlines() if line.startswith(("10.244.", "192.168.2.0/24", "86:22:66:41:77:3d")))
+    ids = {finding.said.id for finding in found(parsed(text))}
+    assert "underlay-neighbours-unknown" in ids
+
+
 def test_a_healthy_cluster_has_nothing_odd():
     assert found(cluster(**healthy())) == ()
 

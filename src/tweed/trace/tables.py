@@ -213,7 +213,8 @@ class Tables:
 
     def speaks_of(self, table: s.Table, device: str | None) -> bool:
         if table == "neighbour":
-            return not self.neighbour_devices.isdisjoint((device, None))
+            # Rows that name no device are all of one: `ip neigh show dev flannel.1` leaves its name out.
+            return device in self.neighbour_devices or (None in self.neighbour_devices and device in self.vxlans())
         return bool(self.node.routes) if table == "route" else table == "fdb" and device in self.fdb_devices
 
     def whole(self, table: s.Table, device: str | None = None) -> list[Said]:
