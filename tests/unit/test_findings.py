@@ -48,7 +48,8 @@ def test_all_oddities_of_the_seed():
 
 def test_neighbours_that_name_no_device_are_those_of_one():
     """`ip neigh show dev flannel.1` leaves the name out, so these rows say nothing of the underlay."""
-    text = "\n".join(line for line in SEED.splitlines() if line.startswith(("10.244.", "192.168.2.0/24", "86:22:66:41:77:3d")))
+    text = "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink\n192.168.2.0/24 dev ens33 scope link\n10.244.2.0 lladdr 86:22:66:41:77:3d PERMANENT\n"
+    text += "86:22:66:41:77:3d dev flannel.1 dst 192.168.2.202 self permanent\n"
     ids = {finding.said.id for finding in found(parsed(text))}
     assert "underlay-neighbours-unknown" in ids
 
