@@ -252,6 +252,25 @@ def test_in_udp_mode_the_daemons_device_is_the_way(node: str, change: tuple[str,
     assert commands is None or [fix.command.replace(" proto 83", "") for fix in divergence.fix] == commands
 
 
+def test_with_direct_routing_a_host_on_the_same_network_is_the_way():
+    texts = healthy()
+    direct = dict(texts)
+    for n in ("10", "20"):
+        route = f"10.244.{n}.0/24 via 192.168.2.{n} dev ens33 proto 83 metric {n}\n"
+        direct = {name: text.replace(f"10.244.{n}.0/24 via 10.244.{n}.0 dev flannel.1 onlink\n", route) for name, text in direct.items()}
+    config = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": true}}'
+
+    def told(texts: dict[str, str]) -> Walk:
+        cluster = Cluster(msgspec.structs.replace(nodes(**texts), leases=LEASES, config=config))
+        assert not [each for each in find(cluster) if each.said.id == "neighbour-unused" and each.node == "n30"]
+        return trip(cluster, Intent(cluster), Probe(ip("10.244.10.2"), ip("10.244.20.2")))
+
+    assert told(direct).first_divergence is None
+    missing = told(direct | {"n10": direct["n10"].replace("10.244.20.0/24 via 192.168.2.20 dev ens33 proto 83 metric 20\n", "")}).first_divergence
+    assert missing is not None and (missing.node, missing.device, missing.cause.id) == ("n10", "ens33", "route-missing")
+    assert [fix.command for fix in missing.fix] == ["ip route replace 10.244.20.0/24 via 192.168.2.20 dev ens33 proto 83 metric 21"]
+
+
 def test_a_node_that_answers_for_others_takes_what_its_containers_send_directly():
     """Proxy ARP: the container has the node's MAC for what is on another node, or will be told it."""
     route = [("default via 10.244.10.1 dev eth0\n", "default via 10.244.10.1 dev eth0\n10.244.20.0/24 dev eth0 scope link\n")]

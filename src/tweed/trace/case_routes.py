@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from tweed.addr import Prefix, format_address
 from tweed.plan.attach import link_local
 from tweed.trace import mend
@@ -71,14 +73,17 @@ class RouteCase(VtepCase):
         return [up, *(f"ip -6 addr replace {address} dev {bridge} nodad" for address in wanted if address.address not in tables.own)]
 
     def remote_subnet(self, tables: Tables, peer: Peer, answer: Answer, place: str) -> Divergence | None:
-        """The destination is another node's: through the VTEP to the peer's, or directly to its host."""
+        """The destination is another node's: through the VTEP to the peer's, or directly to its host (with DirectRouting where that is on-link)."""
+        outside = [row for row in tables.node.addresses if tables.kind(row.device)[0] not in ("vxlan", "tun", "bridge")]
+        on = mend.covering(outside, peer.host or b"")
+        if on is not None and self.intent.network is not None and self.intent.network.direct_routing:
+            peer = msgspec.structs.replace(peer, backend=mend.HOST_GW)
         right = (peer.subnet.address, peer.host)
         out = next((hop for hop in answer.hops if hop.gateway not in right), answer.hops[0] if answer.hops else None)
         own = self.intent.at(tables, self.family)
         direct = peer.backend == mend.HOST_GW
         device = own.device if own is not None else next(iter(tables.vxlans()), None)
         if direct:
-            on = mend.covering((row for row in tables.node.addresses if tables.kind(row.device)[0] not in ("vxlan", "tun", "bridge")), peer.host or b"")
             device = on.device if on is not None else None
         if answer.kind == "unicast" and out is not None and out.gateway is not None and out.gateway in right:
             return self.wrong_device(tables, own, device) if out.gateway == peer.subnet.address else None

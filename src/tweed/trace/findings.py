@@ -196,7 +196,9 @@ def neighbour_rules(tables: Tables) -> Iterator[Finding]:
             yield finding(tables, "neighbour-without-fdb", {"address": address, "mac": format_mac(row.mac), "device": device}, quote(row))
         if tables.complete("route") and (device, row.address) not in used and row.state == "PERMANENT":
             routed = tables.lookup(row.address)
-            if not any(hop.device == device and hop.gateway is None for hop in routed.hops):
+            # DirectRouting keeps the tunnel's rows and leads by the underlay.
+            direct = routed.row is not None and routed.row.dst.length and not any(tables.kind(hop.device or "")[0] == "vxlan" for hop in routed.hops)
+            if not direct and not any(hop.device == device and hop.gateway is None for hop in routed.hops):
                 yield finding(tables, "neighbour-unused", {"address": address, "device": device}, quote(row))
 
 
