@@ -505,6 +505,15 @@ def test_missing_variables_are_named(fast, sandbox, missing):
     assert answer.error == 4 and all(name in answer.document["msg"] for name in missing)
 
 
+def test_no_stdin_is_an_empty_one(runtime, sandbox):
+    """Not even a descriptor: the error document is on stdout all the same."""
+    plugin = str(runtime.directories[0] / "tweed")
+    done = subprocess.run(
+        runtime.node.argv("sh", "-c", f"exec {plugin} <&-"), env=variables("ADD", sandbox), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert (done.returncode, json.loads(done.stdout)["code"], done.stderr) == (1, 6, "")
+
+
 def test_a_relay_that_is_killed_before_it_has_said_all_has_not_called(fast, sandbox):
     before = traces(fast.node)
     process = subprocess.Popen(

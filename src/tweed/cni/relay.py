@@ -27,6 +27,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def read_all(descriptor: int, most: int) -> bytes:
+    """Raises OSError."""
     parts, size = [], 0
     while size <= most and (part := posix.read(descriptor, 65536)):
         parts.append(part)
@@ -133,7 +134,11 @@ def queue(run_dir: bytes, call: bytes) -> bool:
 
 def main() -> tuple[int, bytes, bytes]:
     """Exit code, and what goes to stdout and stderr."""
-    command, config = posix.environ.get(b"CNI_COMMAND", b""), read_all(0, STDIN_MAX)
+    command = posix.environ.get(b"CNI_COMMAND", b"")
+    try:
+        config = read_all(0, STDIN_MAX)
+    except OSError:  # closed: as if it were empty
+        config = b""
     if command == b"VERSION":
         return 0, b'{"cniVersion":"%s","supportedVersions":%s}' % (version(config), VERSIONS), b""
     run_dir = read_file(directory() + b"/tweed.agent").partition(b"\n")[0] or b"/run/tweed"
