@@ -97,7 +97,6 @@ class Agent:
         self.forwarding = Forwarding(settings, self.look_again)
         self.told: set[str] = set()
         self.talk = Talk(self)
-        self.waiting_since: float | None = None
         self.start_over = ""
 
     # ---- life ------------------------------------------------------------------------------------------------
@@ -376,18 +375,6 @@ class Agent:
     @property
     def fenced(self) -> str:
         return self.membership.fenced if self.membership is not None else ""
-
-    @property
-    def store_away_since(self) -> float | None:
-        """When the store stopped answering, in seconds since 1970; None while it answers."""
-        return self.membership.down_since if self.membership is not None and self.membership.down_since is not None else self.waiting_since
-
-    @property
-    def store_away_why(self) -> str:
-        """What the last try met, "" while the store answers."""
-        if self.store_away_since is None:
-            return ""
-        return self.membership.down_why if self.membership is not None and self.membership.down_since is not None else self.reason
 
     def acquire(self) -> str:
         """Have a fenced node take another subnet; what is to be said of it. The node's pods keep their addresses, which are another node's."""

@@ -57,7 +57,7 @@ async def insist(agent: Agent, step: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             done = await step()
-            agent.waiting_since = None
+            agent.talk.waiting_since = None
             return done
         except UsageError:
             raise
@@ -65,7 +65,7 @@ async def insist(agent: Agent, step: Callable[[], Awaitable[T]]) -> T:
             agent.reason = str(error)
             agent.turned.set()
             if isinstance(error, StoreUnavailable):
-                agent.waiting_since = agent.waiting_since or time.time()
+                agent.talk.waiting_since = agent.talk.waiting_since or time.time()
             log.warning("waiting: %s", error)
             agent.leave_word()
             await backoff.pause()

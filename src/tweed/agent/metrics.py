@@ -35,13 +35,13 @@ class AgentCollector(Collector):
             ("tweed_leases", "leases in the store", len(membership.records) if membership is not None else 0),
             ("tweed_failures", "changes that the kernel refused in the last pass", len(report.failures) + len(report.device_failures)),
             ("tweed_pods", "containers attached on this node", len(agent.attachments.list())),
-            ("tweed_store_up", "1 while the store answers", membership is not None and agent.store_away_since is None),
+            ("tweed_store_up", "1 while the store answers", membership is not None and agent.talk.away_since is None),
             ("tweed_reconcile_last_duration_seconds", "wall time of the last pass", report.duration_s),
             ("tweed_reconcile_last_cpu_seconds", "CPU time of the last pass", report.cpu_s),
         ]
         if left is not None:
             gauges.append(("tweed_lease_expires_in_seconds", "time left of this node's lease", left))
-        if (away := agent.store_away_since) is not None:
+        if (away := agent.talk.away_since) is not None:
             gauges.append(("tweed_store_away_since_timestamp_seconds", "when the store stopped answering; absent while it answers", away))
         for name, text, value in gauges:
             yield GaugeMetricFamily(name, text, value=float(value))

@@ -37,7 +37,7 @@ def all_problems(agent: Agent) -> list[Problem]:
     found += [Problem("store", agent.settings.store, warning) for warning in (agent.store.warnings if agent.store is not None else ())]
     if agent.fenced:
         found.append(Problem("fenced", agent.owner.node, agent.fenced))
-    if (away := agent.store_away_since) is not None:
+    if (away := agent.talk.away_since) is not None:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(away))
         # Without the reason, which may be another one every few seconds, and the log would tell each.
         found.append(Problem("store-away", agent.settings.store, f"does not answer since {since}; forwarding goes on with what is programmed"))

@@ -49,9 +49,9 @@ def document(agent: Agent) -> dict[str, Any]:
         "store": {
             "url": agent.settings.store,
             "flags": list(agent.settings.store_flags),
-            "answers": membership is not None and agent.store_away_since is None,
-            "away_since": _time(agent.store_away_since) if agent.store_away_since is not None else None,
-            "away_why": agent.store_away_why or None,
+            "answers": membership is not None and agent.talk.away_since is None,
+            "away_since": _time(agent.talk.away_since) if agent.talk.away_since is not None else None,
+            "away_why": agent.talk.away_why or None,
             "revision": membership.revision if membership is not None else None,
         },
         "lease": None

@@ -27,8 +27,23 @@ class Talk:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.task: asyncio.Task[bool] | None = None
+        self.waiting_since: float | None = None  # while the agent joins; afterwards its membership knows
         self.untold = False  # something came while the store was being talked to
         self.look = False  # the next one is to read the configuration
+
+    @property
+    def away_since(self) -> float | None:
+        """When the store stopped answering, in seconds since 1970; None while it answers."""
+        membership = self.agent.membership
+        return membership.down_since if membership is not None and membership.down_since is not None else self.waiting_since
+
+    @property
+    def away_why(self) -> str:
+        """What the last try met, "" while the store answers."""
+        if self.away_since is None:
+            return ""
+        membership = self.agent.membership
+        return membership.down_why if membership is not None and membership.down_since is not None else self.agent.reason
 
     @property
     def going_on(self) -> bool:

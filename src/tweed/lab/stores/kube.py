@@ -12,14 +12,13 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import tweed
 from tweed.addr import Prefix, format_address
 from tweed.errors import TweedError
+from tweed.lab.agents import environment
 from tweed.lab.registry import Lab
 from tweed.lab.topology import Topology
 from tweed.lab.wiring import WORLD
@@ -84,9 +83,8 @@ def start(lab: Lab, host: str, content: dict[str, Any]) -> None:
     """In a session of its own, as the agents. Returns when it listens."""
     log = lab.directory / "kube" / "log"
     command = ["nsenter", f"--net=/run/netns/{lab.name}-{WORLD}", "--", sys.executable, "-m", "tweed.lab.kubeserver", host, str(PORT)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(Path(tweed.__file__).parent.parent), os.environ.get("PYTHONPATH"))))}
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment(os.environ), start_new_session=True)
     assert process.stdin is not None and process.stdout is not None
     with process.stdin, process.stdout:
         process.stdin.write(msgspec.json.encode(content))
