@@ -140,6 +140,19 @@ def test_what_only_the_packet_shows(own: Lab, where: str, do: str, undo: str, no
     assert (document["first_divergence"]["node"], document["first_divergence"]["cause"]) == (node, cause)
 
 
+def test_another_destination_is_named_with_the_rule(own: Lab) -> None:
+    """Somebody answers, but not the one that was asked."""
+    own.run("master", "nft 'table ip f { chain c { type nat hook prerouting priority -110; ip daddr 10.244.2.2 dnat to 10.244.1.3; }; }'")
+    try:
+        document = walk(own, "master/pod1", "node2/pod1", "--fix")
+    finally:
+        own.run("master", "nft delete table ip f")
+    found = document["first_divergence"]
+    assert (found["node"], found["cause"]) == ("master", "bytes-differ") and "IPv4 dst" in found["params"]["fields"]
+    assert any("dnat to 10.244.1.3" in row for row in found["evidence"])
+    assert (document["fixed"]["after"]["verdict"], document["fixed"]["after"]["first_divergence"]) == ("delivered", None)
+
+
 def without(*capabilities: str) -> list[str]:
     """The command `tweed` without some rights."""
     return ["setpriv", f"--bounding-set={','.join(f'-{each}' for each in capabilities)}", f"--inh-caps={','.join(f'-{each}' for each in capabilities)}", *TWEED]

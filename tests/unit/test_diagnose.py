@@ -271,6 +271,23 @@ def test_with_direct_routing_a_host_on_the_same_network_is_the_way():
     assert [fix.command for fix in missing.fix] == ["ip route replace 10.244.20.0/24 via 192.168.2.20 dev ens33 proto 83 metric 21"]
 
 
+@pytest.mark.parametrize(("heard", "verdict"), [("02", "delivered"), ("03", "lost")])
+def test_of_two_containers_with_one_address_the_later_one_gives_it_up(heard: str, verdict: str):
+    """n20/pod2 has its own address and pod1's; which of the two gets the packet is what the node has heard last."""
+    texts = healthy()
+    pod2 = texts["n20__pod1"].replace(":20:02", ":20:03").replace("if6", "if7").replace("10.244.20.2", "10.244.20.3")
+    texts["n20__pod2"] = pod2.replace("    inet 10.244.20.3/24 scope", "    inet 10.244.20.3/24 scope global eth0\n    inet 10.244.20.2/24 scope")
+    veth = "6: veth1@if2: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1450 qdisc noqueue master cni0 state UP group default\n"
+    second = veth.replace("6: veth1", "7: veth2") + "    link/ether 0a:59:00:00:20:02 brd ff:ff:ff:ff:ff:ff link-netnsid 1 promiscuity 1\n    veth\n"
+    texts["n20"] = texts["n20"].replace("0a:58:0a:f4:20:02 STALE", f"0a:58:0a:f4:20:{heard} STALE").replace(veth, second + veth)
+    texts["n20"] = texts["n20"].replace("[root@n20 ~]# bridge link", "0a:58:0a:f4:20:03 dev veth2 master cni0\n[root@n20 ~]# bridge link")
+    cluster = Cluster(nodes(**texts))
+    found = trip(cluster, Intent(cluster), Probe(ip("10.244.10.2"), ip("10.244.20.2")))
+    assert found.verdict == verdict and found.first_divergence is not None
+    assert (found.first_divergence.node, found.first_divergence.cause.id) == ("n20/pod2", "address-twice")
+    assert [fix.command for fix in found.first_divergence.fix] == ["ip addr del 10.244.20.2/24 dev eth0"]
+
+
 def test_a_node_that_answers_for_others_takes_what_its_containers_send_directly():
     """Proxy ARP: the container has the node's MAC for what is on another node, or will be told it."""
     route = [("default via 10.244.10.1 dev eth0\n", "default via 10.244.10.1 dev eth0\n10.244.20.0/24 dev eth0 scope link\n")]

@@ -54,10 +54,10 @@ class Cluster:
         host = tables.node.host
         return self.tables.get(host, tables) if host is not None else tables
 
-    def owner(self, address: bytes) -> Owner | None:
-        """Who has an address. Of several (which only a mistake makes) the first."""
-        found = self.owners.get(address)
-        return found[0] if found else None
+    def owner(self, address: bytes, mac: bytes | None = None) -> Owner | None:
+        """Who has an address. Of several (which only a mistake makes) the one with that MAC, else the first."""
+        found = self.owners.get(address, ())
+        return next((each for each in found if mac is not None and each.tables.mac(each.device) == mac), next(iter(found), None))
 
     def behind(self, address: bytes) -> Behind | None:
         """The node with the longest directly connected prefix around an address, on a device that is its alone.

@@ -15,10 +15,10 @@ import msgspec
 from tweed.addr import format_address, format_mac
 from tweed.trace import mend
 from tweed.trace.case_routes import ENDS_IT, RouteCase
-from tweed.trace.cluster import Cluster
+from tweed.trace.cluster import Cluster, Owner
 from tweed.trace.inside import veth_of
 from tweed.trace.intent import Intent
-from tweed.trace.result import Divergence, Step, Verdict, Walk
+from tweed.trace.result import Divergence, Said, Step, Verdict, Walk
 from tweed.trace.tables import Tables, quote
 from tweed.trace.underlay import HEAD, LINK, attributes_of, device_row
 
@@ -28,7 +28,7 @@ BAD: tuple[Verdict, ...] = ("dropped", "lost", "detour")
 def diagnose(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
     """The walk with its cause; one that only ends where the tables end is lost when a decision on its way is wrong."""
     if walk.verdict == "delivered":
-        return elsewhere(cluster, intent, walk)
+        return twice(cluster, intent, walk) or elsewhere(cluster, intent, walk)
     branch = next((name for name, verdict in walk.outcomes.items() if verdict == walk.verdict), "")
     case = Case(cluster, intent, walk)
     for step in walk.way(branch):
@@ -37,6 +37,28 @@ def diagnose(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
             verdict: Verdict = walk.verdict if walk.verdict in BAD else "lost"
             return msgspec.structs.replace(walk, verdict=verdict, first_divergence=found, outcomes=walk.outcomes | {branch: verdict})
     return walk
+
+
+def twice(cluster: Cluster, intent: Intent, walk: Walk) -> Walk | None:
+    """Delivered to one of two containers that have the address: whose it is, is the one that has it first of all on its device, on its subnet's node."""
+    having = [each for each in cluster.owners.get(walk.dst, ()) if each.tables.node.host is not None]
+    if len(having) < 2:
+        return None
+    peer, ip = intent.of(walk.dst), mend.ip(4 if len(walk.dst) == 4 else 6)
+
+    def rightful(each: Owner) -> bool:
+        own = [row.address for row in each.tables.node.addresses if row.device == each.device and len(row.address.address) == len(walk.dst)]
+        return (peer is None or each.tables.node.host == peer.node) and bool(own) and own[0].address == walk.dst
+
+    right = next((each for each in having if rightful(each)), having[0])
+    wrong = next(each for each in having if each is not right)
+    row = next((row for row in wrong.tables.node.addresses if row.address.address == walk.dst), None)
+    sure = not rightful(wrong) and row is not None
+    fix = mend.fixes(wrong.tables, f"{ip} addr del {row.address} dev {wrong.device}") if sure and row is not None else ()
+    params = {"address": format_address(walk.dst), "other": right.tables.name, "device": wrong.device}
+    found = Divergence(wrong.tables.name, wrong.device, Said("address-twice", params), (quote(wrong.row), quote(right.row)), fix)
+    verdict: Verdict = "lost" if walk.steps[-1].node == wrong.tables.name else walk.verdict
+    return msgspec.structs.replace(walk, verdict=verdict, first_divergence=found, outcomes=dict.fromkeys(walk.outcomes, verdict))
 
 
 def elsewhere(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:

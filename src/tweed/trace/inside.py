@@ -111,7 +111,7 @@ def over_bridge(path: Path, packet: Packet, bridge: str, target: bytes) -> None:
 def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes | None) -> None:
     """The bridge looks the MAC up."""
     at = packet.at
-    owner = path.cluster.owner(target)
+    owner = path.cluster.owner(target, mac)
     src_mac = at.mac(bridge) if packet.device != bridge else packet.src_mac
     packet = msgspec.structs.replace(packet, dst_mac=mac, src_mac=src_mac)
     row = port_of(at, bridge, mac)

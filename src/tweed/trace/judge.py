@@ -88,17 +88,17 @@ def replaced(walk: Walk, sight: Sight, probe: Probe, cluster: Cluster) -> Walk:
     network = sight.inner
     assert network is not None
     params = {"src": format_address(probe.src), "seen": format_address(network.octets("src")), "device": sight.event.device}
-    rows, fixes = translating(cluster, sight.node)
+    rows, fixes = translating(cluster, sight.node, {"snat", "masquerade"})
     found = Divergence(sight.node, sight.event.device, Said("source-replaced", params), rows, fixes)
     known = walk.first_divergence
     return msgspec.structs.replace(walk, verdict=walk.verdict if known is not None else "lost", first_divergence=known or found)
 
 
-def translating(cluster: Cluster, node: str) -> tuple[tuple[Quote, ...], tuple[Fix, ...]]:
-    """The rules of a node that replace sources and are not our own, and what takes them away."""
+def translating(cluster: Cluster, node: str, words: set[str]) -> tuple[tuple[Quote, ...], tuple[Fix, ...]]:
+    """The rules of a node that replace addresses (by these words) and are not our own, and what takes them away."""
     tables = cluster.tables.get(node)
     chains = Firewall(tables.node.nft).chains.values() if tables is not None else ()
-    rules = [(chain, rule) for chain in chains for rule in chain.rules if {"snat", "masquerade"} & {*rule.words} and not chain.table.startswith(OUR_TABLES)]
+    rules = [(chain, rule) for chain in chains for rule in chain.rules if words & {*rule.words} and not chain.table.startswith(OUR_TABLES)]
     fixes = (Fix(node, f"nft delete rule {chain.family} {chain.table} {chain.name} handle {rule.handle}") for chain, rule in rules if rule.handle)
     return tuple(rule.quote for _, rule in rules), tuple(fixes)
 
@@ -116,7 +116,8 @@ def arrived(walk: Walk, laid: Laid, cluster: Cluster, probe: Probe) -> bool:
     last = laid.last
     if owner is None:  # a container that nobody can look into: its node's last device
         return walk.verdict == "delivered" and last is not None and last.direction == "out" and laid.far >= last_place(laid)
-    return last is not None and last.node == owner.tables.name and last.direction == "in" and not in_tunnel(last)
+    ends = {each.tables.name for each in cluster.owners[probe.dst]}
+    return last is not None and last.node in ends and last.direction == "in" and not in_tunnel(last)
 
 
 def last_place(laid: Laid) -> int:
@@ -128,9 +129,11 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
     steps = laid.steps if compare else tuple(without_differences(laid))
     made = msgspec.structs.replace(walk, steps=steps, outcomes={laid.branch: walk.outcomes.get(laid.branch, walk.verdict)})
     if arrived:
+        if walk.first_divergence is not None and walk.first_divergence.cause.id == "address-twice":
+            return ended(made, laid, walk.verdict, walk.first_divergence)
         if walk.verdict == "detour" or (walk.first_divergence is not None and kind_of(walk.steps[-1].decision.id) != "cause"):
             return ended(made, laid, "detour", walk.first_divergence)  # past a wrong decision, and somebody brought it back on its way
-        return ended(made, laid, "delivered", unlike(made) or overtaken(walk, laid))
+        return ended(made, laid, "delivered", unlike(made, cluster) or overtaken(walk, laid))
     predicted = walk.first_divergence
     if predicted is not None and (came_so_far(laid) or passed(laid, predicted) or unanswered_question(laid, predicted) or just_there(laid, predicted)):
         verdict: Verdict = walk.verdict if walk.verdict in ("dropped", "lost") else "lost"
@@ -213,14 +216,17 @@ def passed(laid: Laid, found: Divergence) -> bool:
     return at is not None and at <= laid.far
 
 
-def unlike(walk: Walk) -> Divergence | None:
-    """The first place with other bytes than predicted."""
+def unlike(walk: Walk, cluster: Cluster) -> Divergence | None:
+    """The first place with other bytes than predicted; another destination was put there by a rule."""
     for step in walk.steps:
         for sight in step.seen:
             if not sight.differs:
                 continue
             evidence = (Quote(sight.event, f"{sight.node} {sight.device} {sight.direction}: {', '.join(sight.differs)}"),)
-            return Divergence(step.node, step.device, Said("bytes-differ", {"device": sight.device, "fields": ", ".join(sight.differs)}), evidence)
+            moved = any(name.endswith(" dst") and "Ethernet" not in name for name in sight.differs)
+            rows, fixes = translating(cluster, sight.node, {"dnat", "redirect"}) if moved else ((), ())
+            said = Said("bytes-differ", {"device": sight.device, "fields": ", ".join(sight.differs)})
+            return Divergence(step.node, step.device, said, (*evidence, *rows), fixes)
     return None
 
 

@@ -135,6 +135,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "gateway-wrong": ("packets go to gateway {gateway}, the node's bridge is {right}", "包发往网关 {gateway}，而节点的网桥是 {right}"),
         "address-missing": ("{device} has lost its address {address}", "{device} 丢失了地址 {address}"),
         "address-elsewhere": ("{device} has {address}, which is a container's on another node", "{device} 持有 {address}，而它属于另一节点上的容器"),
+        "address-twice": ("two containers have {address}: {other} has it too", "两个容器都有 {address}：{other} 也有"),
         "vtep-second": ("{other} takes what arrives on UDP port {port} for {device}", "{other} 抢走了到达 UDP 端口 {port}、本该属于 {device} 的包"),
         "firewall-drops": ("a firewall rule ({hook}) drops it at {device}", "防火墙规则（{hook}）在 {device} 将其丢弃"),
         "kernel-drops": ("the kernel drops it at {device}: {reason} in {function}", "内核在 {device} 将其丢弃：{reason}，位于 {function}"),

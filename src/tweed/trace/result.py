@@ -122,6 +122,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "gateway-wrong": ("gateway", "right", "device"),
     "address-missing": ("address", "device"),
     "address-elsewhere": ("address", "device"),
+    "address-twice": ("address", "other", "device"),
     "vtep-second": ("device", "other", "port"),
     # what only a real packet shows. `function`: of the kernel, where it dropped the packet; `hook`: whose rules did
     "firewall-drops": ("device", "hook"),
