@@ -31,9 +31,18 @@ def test_pods_talk_through_the_processes(udp: Lab) -> None:
 
 
 def test_a_process_that_is_killed_is_started_again(udp: Lab) -> None:
+    ends(udp, signal.SIGKILL)
+
+
+def test_a_process_that_hangs_is_killed_and_another_started(udp: Lab) -> None:
+    ends(udp, signal.SIGSTOP)
+
+
+def ends(udp: Lab, how: signal.Signals) -> None:
     name = udp.nodes[0].name
     before = udp.agent(name)["forwarding"]
-    os.kill(before["pid"], signal.SIGKILL)
+    os.kill(before["pid"], how)
+    udp.agent(name, "POST", "/v1/resume")  # one of its looks
 
     def another() -> bool:
         with contextlib.suppress(KeyError, TypeError):

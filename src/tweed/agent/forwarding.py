@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from tweed.config import Settings
 from tweed.errors import TweedError
 from tweed.model import Lease, Tun
 from tweed.plan.screen import Problem
-from tweed.udp.control import Report, Request, Task, ask
+from tweed.udp.control import TIMEOUT_S, Report, Request, Task, ask, listener
 from tweed.udp.peers import Table, peer
 from tweed.wire.flannel import Network
 
@@ -78,6 +79,9 @@ class Forwarding:
         """The process of this task, with this table. Raises TweedError when it cannot be started."""
         try:
             report = ask(self.socket, Request())
+        except TimeoutError:
+            self.kill()
+            return self.start(task, table)
         except OSError:
             return self.start(task, table)
         if report.task != task:
@@ -89,6 +93,14 @@ class Forwarding:
         if report.table == zlib.crc32(table):
             return report
         return self.tell(table)
+
+    def kill(self) -> None:
+        """End a process that hangs: it holds the port and the TUN, and forwards nothing."""
+        with contextlib.suppress(OSError):
+            pid = listener(self.socket)
+            log.warning("the forwarding process (pid %d) has not answered for %g s: killed", pid, TIMEOUT_S)
+            os.kill(pid, signal.SIGKILL)
+            wait(pid)
 
     def tell(self, table: bytes) -> Report:
         try:

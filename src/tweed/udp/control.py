@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from struct import Struct
 from typing import Literal
 
 import msgspec
 
+CREDENTIALS = Struct("=iII")  # struct ucred, unix(7)
 LONGEST = 16 << 20
 TIMEOUT_S = 2.0
 
@@ -49,8 +51,16 @@ class Report(msgspec.Struct, frozen=True):
     table: int
 
 
+def listener(path: str | Path) -> int:
+    """The pid of the process that listens at `path`, whether it answers or not. Raises OSError when none does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(str(path))
+        return int(CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0])
+
+
 def ask(path: str | Path, request: Request) -> Report:
-    """The report of the process that listens at `path`. Raises OSError when none does, or when it does not answer in time."""
+    """The report of the process that listens at `path`. Raises OSError when none does, TimeoutError when it does not answer in time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.setsockopt(socket.SOL_SOCKET, 32, LONGEST)  # SO_SNDBUFFORCE: a message is one packet

@@ -1,6 +1,6 @@
 /* tweed.udp.fast: the loop between TUN and UDP socket, outside the interpreter's lock. Built against the stable ABI (abi3).
  *
- *   core = Core(tun, socket, segment=, merge_tcp=, merge_udp=, burst=)
+ *   core = Core(tun, socket, segment, merge_tcp, merge_udp, burst, port)
  *   core.set_table(bytes)     peers.Table.pack(); takes effect with the next packet, states of hosts are kept
  *   core.run(wake)            until the descriptor `wake` is readable or packets wait for an ICMP error: [(counter, header), ...]
  *   core.counters()           numbers in the order of COUNTERS
@@ -29,7 +29,7 @@
 #define UDP_GRO 104
 #endif
 
-enum { SLOT = VNET + PACKET_MAX + 1, EVENTS_MAX = 8, READS = 64, RECEIVES = 16, OUTER_PORT = 8285, BLOCKED_MS = 10, PLAIN_TTL = 128 };
+enum { SLOT = VNET + PACKET_MAX + 1, EVENTS_MAX = 8, READS = 64, RECEIVES = 16, BLOCKED_MS = 10, PLAIN_TTL = 128 };
 
 static const char *const COUNTERS[COUNTERS_END] = {
     "tx-packets", "tx-bytes", "tx-sends", "rx-packets", "rx-bytes", "rx-writes", "rx-foreign", "fallbacks",
@@ -426,7 +426,6 @@ static PyObject *events(Core *core, PyObject *Py_UNUSED(none)) { return take_eve
 static int initialise(Core *core, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"tun", "socket", "segment", "merge_tcp", "merge_udp", "burst", "port", NULL};
-    core->port = OUTER_PORT;
     if (core->slots) { PyErr_SetString(PyExc_RuntimeError, "a Core is made once"); return -1; }
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iipppII:Core", names, &core->tun, &core->socket, &core->segment, &core->merge_tcp,
                                      &core->merge_udp, &core->burst, &core->port)) return -1;
