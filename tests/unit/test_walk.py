@@ -687,3 +687,19 @@ def test_fragments_are_one_where_a_bridge_hands_them_to_connection_tracking():
         pieces = {(stage.hop.node, stage.hop.device, stage.hop.direction): len(stage.frames) for stage in stages}
         assert (pieces["n10", "cni0", "in"] == 1) is whole
         assert pieces["n10/pod1", "eth0", "out"] == pieces["n10", "flannel.1", "out"] == 3
+
+
+def test_nothing_follows_from_a_row_that_is_missing_where_one_could_not_be_read():
+    row = "0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent\n"
+    for broken in ("0e:00:00:00:00:zz dev flannel.1 dst 192.168.2.20 self permanent\n", row.replace("2.20 ", "2.999 ")):
+        texts = healthy()
+        assert row in texts["n10"]
+        gone = walked(cluster(**texts | {"n10": texts["n10"].replace(row, "")}), "10.244.10.2", "10.244.20.2")
+        found = walked(cluster(**texts | {"n10": texts["n10"].replace(row, broken)}), "10.244.10.2", "10.244.20.2")
+        assert (gone.verdict, found.verdict, decisions(found)[-1][2]) == ("dropped", "unknown", "fdb-unknown")
+
+
+def test_json_that_a_mail_quotes():
+    rows = '[{"mac":"0e:00:00:00:00:20","ifname":"flannel.1","dst":"192.168.2.20","flags":["self"],"state":"permanent"}]'
+    node = parsed("> $ ip route\n> default via 10.0.0.1 dev eth0\n> $ bridge -j fdb\n> " + rows + "\n> $ ip neigh\n").nodes[0]
+    assert [(row.dst, row.source) for row in node.fdb] == [(ip("192.168.2.20"), "a.txt:4")]

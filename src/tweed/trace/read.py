@@ -209,7 +209,7 @@ class Reader:
             ):
                 self.finish()
                 table = self.command.text if self.command else "any table"
-                self.unread.append(s.Unread(source=f"{self.name}:{number}", text=line.strip(), why=f"it is no row of {table}"))
+                self.skip(f"{self.name}:{number}", line.strip(), f"it is no row of {table}")
             else:
                 self.take_prose(line.strip(), number)
             return
@@ -242,7 +242,13 @@ class Reader:
         try:
             table.rows += parse(where)
         except UNREADABLE as error:
-            self.unread.append(s.Unread(source=where.source, text=text, why=reason(error)))
+            self.skip(where.source, text, reason(error), table)
+
+    def skip(self, source: str, text: str, why: str, table: Table | None = None) -> None:
+        """A row that cannot be read: its table (else the open one) is not all there, so that nothing follows from what is missing in it."""
+        self.unread.append(s.Unread(source=source, text=text, why=why))
+        if (of := table or self.table) is not None:
+            of.shown = msgspec.structs.replace(of.shown, excerpt=True)
 
     def take_prose(self, text: str, number: int) -> None:
         self.prose.append(s.EvidenceRow(source=f"{self.name}:{number}", text=text))
@@ -334,6 +340,8 @@ class Reader:
 
     def json(self, lines: list[str], at: int) -> int | None:
         """Read what begins at a line as JSON; the index after it, None when it is none."""
+        if QUOTED.match(lines[at]) is not None:  # as mails quote
+            lines = [QUOTED.sub("", line, count=1) for line in lines]
         first = lines[at]
         if not re.match(r'\s*(\[\s*($|[{\]])|\{\s*($|"))', first):
             return None
@@ -345,7 +353,7 @@ class Reader:
             elements = list(elements_of(text, start, decoder))
         except (ValueError, RecursionError):
             if re.match(r'\s*\[\s*\{\s*"|\s*\[\s*$', first) or self.table is not None:
-                self.unread.append(s.Unread(source=f"{self.name}:{at + 1}", text=first.strip()[:200], why="it begins like JSON and is none"))
+                self.skip(f"{self.name}:{at + 1}", first.strip()[:200], "it begins like JSON and is none")
                 return at + 1
             return None
         self.finish()
@@ -359,14 +367,14 @@ class Reader:
     def take_json(self, element: dict[str, Any], text: str, number: int) -> None:
         kind = json_kind(element, self.table.shown.table if self.table is not None else None)
         if kind is None:
-            self.unread.append(s.Unread(source=f"{self.name}:{number}", text=text[:200], why="it is no row of a table that is read here"))
+            self.skip(f"{self.name}:{number}", text[:200], "it is no row of a table that is read here")
             return
         table = self.table_of(kind, number)
         where = self.where(table, f"{self.name}:{number}", text)
         try:
             table.rows += PARSE_JSON[kind](element, where)
         except UNREADABLE as error:
-            self.unread.append(s.Unread(source=where.source, text=text[:200], why=reason(error)))
+            self.skip(where.source, text[:200], reason(error), table)
 
     # ---- all together -------------------------------------------------------------------------------------------
 

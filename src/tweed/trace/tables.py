@@ -202,7 +202,7 @@ class Tables:
         Rows that no command line announces are taken for all of their table, of the devices that they speak of; `whole` then says so.
         """
         fitting = self.fitting(table, device)
-        if any(shown.command for shown in fitting):
+        if any(shown.command and not shown.excerpt for shown in fitting):
             return True
         if any(not shown.excerpt for shown in fitting) and self.speaks_of(table, device):
             return True
