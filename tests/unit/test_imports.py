@@ -41,6 +41,7 @@ TABLES = (
     "trace.walk",
     "trace.ends",
     "trace.rtnetlink",
+    "trace.rtnetlink_routes",
     "trace.intent",
     "trace.firewall",
     "trace.findings",

@@ -11,21 +11,24 @@ from hypothesis import strategies as st
 from tweed.addr import Prefix
 from tweed.model import Change, FdbEntry, InterfaceAddress, Neighbour, Route, Vtep
 from tweed.trace import rtnetlink as r
+from tweed.trace import rtnetlink_routes as routing
 from tweed.wire import link, rtnl
 from tweed.wire.netlink import attribute, message, u32
 
 MAC, HOST = bytes.fromhex("862266410001"), bytes([192, 168, 2, 1])
 INDEX = {"flannel.1": 7}
 RULE = message(
-    r.RTM_NEWRULE,
+    routing.RTM_NEWRULE,
     0,
-    r.RULE.pack(2, 0, 16, 0, 100, 1, 0),
-    u32(r.FRA_PRIORITY, 10),
-    attribute(r.FRA_SRC, bytes([10, 244, 0, 0])),
-    attribute(r.FRA_IP_PROTO, b"\6"),
-    attribute(r.FRA_DPORT_RANGE, r.U16_PAIR.pack(80, 90)),
+    routing.RULE.pack(2, 0, 16, 0, 100, 1, 0),
+    u32(routing.FRA_PRIORITY, 10),
+    attribute(routing.FRA_SRC, bytes([10, 244, 0, 0])),
+    attribute(routing.FRA_IP_PROTO, b"\6"),
+    attribute(routing.FRA_DPORT_RANGE, routing.U16_PAIR.pack(80, 90)),
 )
-NEXTHOP = message(r.RTM_NEWNEXTHOP, 0, r.NHMSG.pack(2, 0, 0, 0, 0), u32(r.NHA_ID, 5), u32(r.NHA_OIF, 7), attribute(r.NHA_GATEWAY, HOST))
+NEXTHOP = message(
+    routing.RTM_NEWNEXTHOP, 0, routing.NHMSG.pack(2, 0, 0, 0, 0), u32(routing.NHA_ID, 5), u32(routing.NHA_OIF, 7), attribute(routing.NHA_GATEWAY, HOST)
+)
 VTEP = Vtep("flannel.1", 1, 8472, HOST, "eth0", MAC, 1450, Prefix(HOST, 32))
 
 
@@ -36,11 +39,11 @@ def rows(row) -> bytes:
 SAMPLES = [
     (link.new_vtep(VTEP, 3), lambda data: r.devices(data, {3: "eth0"})),
     (rows(InterfaceAddress("flannel.1", Prefix(HOST, 24))), lambda data: r.addresses(data, {7: "flannel.1"})),
-    (rows(Route(Prefix(bytes([10, 0, 0, 0]), 8), "flannel.1", HOST, 5, onlink=True)), lambda data: r.routes(data, {7: "flannel.1"})),
+    (rows(Route(Prefix(bytes([10, 0, 0, 0]), 8), "flannel.1", HOST, 5, onlink=True)), lambda data: routing.routes(data, {7: "flannel.1"})),
     (rows(Neighbour(HOST, "flannel.1", MAC)), lambda data: r.neighbours(data, {7: "flannel.1"})),
     (rows(FdbEntry(MAC, "flannel.1", HOST, port=1, vni=2, via=3)), lambda data: r.fdb(data, {7: "flannel.1", 3: "eth0"})),
-    (RULE, r.rules),
-    (NEXTHOP, lambda data: r.nexthops(data, {7: "flannel.1"})),
+    (RULE, routing.rules),
+    (NEXTHOP, lambda data: routing.nexthops(data, {7: "flannel.1"})),
 ]
 TEXTS = [
     "0: flannel.1: <> mtu 1450\n    link/ether 86:22:66:41:00:01 promiscuity 0\n    vxlan id 1 local 192.168.2.1 dev eth0 dstport 8472 nolearning ttl auto",
