@@ -238,8 +238,8 @@ async def collect_insisting(store, revision):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"etcd_password": "wrong"}, "refuses --etcd-username with this password"),
-        ({"etcd_username": "nobody"}, "refuses --etcd-username with this password"),
+        ({"etcd_password": "wrong"}, "refuses --etcd-username with the password in TWEED_ETCD_PASSWORD"),
+        ({"etcd_username": "nobody"}, "refuses --etcd-username with the password in TWEED_ETCD_PASSWORD"),
         ({"etcd_username": ""}, "permission denied: the role of this node's user (--etcd-username, else the name in its certificate) needs"),
         ({"etcd_username": "other", "etcd_password": "pw3"}, "permission denied"),
         ({"etcd_prefix": "/elsewhere"}, "permission denied"),

@@ -151,6 +151,15 @@ def test_rubbish_in_the_store_is_named_and_changes_nothing(lab: Lab):
     eventually(lambda: not problems(lab, "node1"), "nothing is left to be said")
 
 
+def test_a_configuration_that_somebody_removes_stays_in_force_and_is_missed(lab: Lab):
+    text = etcdctl(lab, "get", "--print-value-only", f"{PREFIX}/config").strip()
+    etcdctl(lab, "del", f"{PREFIX}/config")
+    eventually(lambda: "config" in problems(lab, "node1"), "it is missed")
+    assert lab.agent("node1")["ready"]
+    etcdctl(lab, "put", f"{PREFIX}/config", text)
+    eventually(lambda: not problems(lab, "node1"), "nothing is left to be said")
+
+
 def test_a_lease_taken_by_another_fences_and_acquire_takes_a_new_one(lab: Lab):
     """What flanneld would do: put without comparing. The last test of this file: node2's pods lose their subnet."""
     etcdctl(lab, "put", key("10.244.2.0/24"), STRANGER)

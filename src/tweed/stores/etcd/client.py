@@ -245,7 +245,7 @@ def refused(details: str) -> Exception | None:
     if "user name is empty" in details:
         return StoreUnavailable("etcd asks for a user: give --etcd-username, and the password in TWEED_ETCD_PASSWORD")
     if "authentication failed" in details:
-        return StoreUnavailable("etcd refuses --etcd-username with this password")
+        return StoreUnavailable("etcd refuses --etcd-username with the password in TWEED_ETCD_PASSWORD (or --etcd-password)")
     if "permission denied" in details:
         who = "this node's user (--etcd-username, else the name in its certificate)"
         return StoreUnavailable(f"etcd: permission denied: the role of {who} needs readwrite on all keys below --etcd-prefix")
