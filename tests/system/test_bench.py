@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from tests.system.conftest import tweed
+from tests.system.conftest import SOURCE, TWEED, tweed
 
 from tweed.kernel import netns
 from tweed.lab import registry
@@ -41,6 +43,15 @@ def test_crossings_are_counted_on_real_packets() -> None:
     assert datagrams["through_device"] >= 2000, "the kernel's own counter"
     assert stream["packets"] > stream["skbs"] > 0 and stream["received"] == 32 << 20
     assert datagrams["sender"]["useful"] < 200 and stream["sender"]["useful"] < 200, "nobody carries these packets"
+
+
+def test_a_data_path_that_is_not_there_is_not_measured_under_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(SOURCE / "tweed", tmp_path / "tweed", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = [*TWEED, "bench", "crossings", "--modes", "udp-fast"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=180)
+    said = "install tweed again where there is a C compiler; or leave it out: --modes bare,host-gw,vxlan,udp-naive,udp-numpy"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(said), done.stderr
 
 
 @pytest.mark.parametrize(

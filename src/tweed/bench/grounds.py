@@ -11,7 +11,7 @@ import msgspec
 
 from tweed.errors import TweedError, UsageError
 from tweed.kernel import netns
-from tweed.lab import cluster, registry, topology
+from tweed.lab import agents, cluster, registry, topology
 from tweed.plan.backend import SUPPORTED
 
 LIMIT = "bare"
@@ -50,6 +50,15 @@ def check(names: Sequence[str]) -> None:
             raise UsageError(f"--modes {name}: choose from {', '.join(known())}")
 
 
+def check_data_path(name: str, lab: registry.Lab) -> None:
+    """Raises TweedError where a data path fell back: it would be measured under another's name."""
+    for node in lab.nodes:
+        forwarding = (agents.status(node) or {}).get("forwarding")
+        if forwarding is not None and name != f"udp-{forwarding['data_path']}":
+            others = ",".join(other for other in known() if other != name)
+            raise TweedError(f"{name}: {'; '.join(forwarding['notes'])}; or leave it out: --modes {others}")
+
+
 @contextlib.contextmanager
 def grounds(names: Sequence[str], say: Callable[[str], None], foreign: tuple[str, str, str] | None = None) -> Iterator[list[Ground]]:
     """Labs of two nodes with a pod each, one per way; they are gone afterwards, whatever happens. `foreign`: namespaces and address of somebody else's."""
@@ -66,6 +75,7 @@ def grounds(names: Sequence[str], say: Callable[[str], None], foreign: tuple[str
                 say(f"bringing up a lab for {backend}")
                 labs[backend] = cluster.up(label, topology.with_backend(topology.generic(2, 1), backend), lambda _: None)
                 stack.callback(cluster.down, label, lambda _: None)
+                check_data_path(name, labs[backend])
             lab = labs[backend]
             here, there = lab.nodes
             if name == LIMIT:
