@@ -147,7 +147,7 @@ class Attachments:
             for bridge in {BRIDGE, *self.ledger.bridges}:
                 self.forget(bridge, [holding.address])
             holding.remove()
-            self.ledger.freed[holding.address] = clock_s()
+            self.ledger.quarantine([holding.address])
         if held:
             self.ledger.save()
 

@@ -24,9 +24,10 @@ def write_atomic(path: Path, text: str, mode: int = 0o644, *, durable: bool = Tr
 
     Without `durable` no fsync: after a loss of power (not of the process) the file may be the old one, or empty.
     """
-    if path.exists() and not path.is_file():
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    elif not path.is_file():
         raise OSError(errno.EEXIST, "it exists and is no file", str(path))  # a rename would replace /dev/null
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
@@ -36,8 +37,9 @@ def write_atomic(path: Path, text: str, mode: int = 0o644, *, durable: bool = Tr
             if durable:
                 os.fsync(file.fileno())
         temporary.rename(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_text(path: Path) -> str | None:

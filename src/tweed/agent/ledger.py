@@ -8,6 +8,7 @@ no fsync: a loss of power takes the containers too, and a file that it left empt
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Ledger:
         self.last: tuple[bytes, ...] = ()
         self.bridges: dict[str, Bridge] = {}
         self.entries: dict[tuple[str, str], Attachment] = {}
-        self.freed: dict[bytes, float] = {}
+        self.freed: dict[bytes, float] = {}  # replaced by another at each change
+        self._freed_written: tuple[dict[bytes, float], dict[str, float]] = ({}, {})
         self._written: dict[tuple[str, str], tuple[Attachment, msgspec.Raw]] = {}
         self._load()
 
@@ -66,9 +68,12 @@ class Ledger:
         """Strike an entry; its addresses go into quarantine."""
         del self.entries[entry.key]
         self._written.pop(entry.key, None)
+        self.quarantine([prefix.address for prefix in entry.addresses])
+
+    def quarantine(self, addresses: Iterable[bytes]) -> None:
+        """Nobody gets these for a while."""
         now = clock_s()
-        self.freed = {address: at for address, at in self.freed.items() if now < at + QUARANTINE_S}
-        self.freed |= {prefix.address: now for prefix in entry.addresses}
+        self.freed = {address: at for address, at in self.freed.items() if now < at + QUARANTINE_S} | dict.fromkeys(addresses, now)
 
     def _load(self) -> None:
         try:
@@ -92,12 +97,18 @@ class Ledger:
             tuple(map(format_address, self.last)),
             self.bridges,
             tuple(map(self._encode, self.entries.values())),
-            {format_address(address): round(at, 1) for address, at in self.freed.items()},
+            self._freed_texts(),
         )
         try:
             write_atomic(self.path, msgspec.json.encode(page).decode(), 0o600, durable=False)
         except OSError as error:
             raise TweedError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def _freed_texts(self) -> dict[str, float]:
+        """Made anew only where it changed: there may be hundreds, and attaching changes none."""
+        if self._freed_written[0] is not self.freed:
+            self._freed_written = self.freed, {format_address(address): round(at, 1) for address, at in self.freed.items()}
+        return self._freed_written[1]
 
     def _encode(self, entry: Attachment) -> msgspec.Raw:
         """Each is encoded once, since all are written at every change."""
