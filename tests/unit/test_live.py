@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tweed.addr import parse_address
 from tweed.errors import UsageError
+from tweed.trace import snapshot
 from tweed.trace.beside import translated
 from tweed.trace.clocks import Crossing, compare
 from tweed.trace.cluster import Cluster
@@ -28,6 +29,7 @@ from tweed.trace.probe import Shot, agreed, load, reply_to
 from tweed.trace.recording import Recording, decode, encode
 from tweed.trace.result import Walk
 from tweed.trace.sights import Recognised, sights
+from tweed.trace.snapshot import NeighbourRow, Node
 from tweed.wire.packet import Ethernet, Ipv4, Udp, Vxlan
 from tweed.wire.packet import encode as encode_packet
 
@@ -112,6 +114,31 @@ def test_a_packet_that_is_seen_no_more_has_vanished_where_it_was_last() -> None:
     walk = judged([*changed(went, lambda event: event if event.t_ns <= out else None), *other])
     assert walk.verdict == "lost" and walk.first_divergence is not None
     assert (walk.first_divergence.node, walk.first_divergence.device, walk.first_divergence.cause.id) == ("master", "ens33", "vanished")
+
+
+def test_a_packet_that_waits_for_a_neighbour_is_told_from_one_that_vanished() -> None:
+    """The healthy packet up to the peer's VTEP, where tables have no MAC for the container, or have one."""
+    those = recordings("healthy")
+    into = next(event for each in those for event in each.events if event.kind == RECEIVED and event.device == "flannel.1" and event.frame[26:30] == SRC)
+    cut = changed(those, lambda event: event if event.t_ns <= into.t_ns else None)
+
+    def with_neighbours(keep: bool) -> list[Recording]:
+        def node(each: Node) -> Node:
+            rows = tuple(row for row in each.neighbours if row.address != DST)
+            known = NeighbourRow(source="x:1", text="", address=DST, device="cni0", mac=bytes(5) + b"\1", state="REACHABLE")
+            return msgspec.structs.replace(each, neighbours=(*rows, known) if keep else rows) if each.name == "node2" else each
+
+        def tables(each: Recording) -> Recording:
+            found = snapshot.decode(each.heading.bundle.encode(), "x")
+            bundle = snapshot.encode(msgspec.structs.replace(found, nodes=tuple(map(node, found.nodes)))).decode()
+            return msgspec.structs.replace(each, heading=msgspec.structs.replace(each.heading, bundle=bundle))
+
+        return [tables(each) for each in cut]
+
+    waits = judged(with_neighbours(False)).first_divergence
+    assert waits is not None and (waits.node, waits.device, waits.cause.id) == ("node2", "cni0", "neighbour-failed")
+    knows = judged(with_neighbours(True)).first_divergence
+    assert knows is not None and knows.cause.id != "neighbour-failed"
 
 
 def test_other_bytes_than_predicted_are_the_divergence() -> None:

@@ -16,7 +16,7 @@ from tweed.addr import format_address, format_mac
 from tweed.trace import mend
 from tweed.trace.case_routes import ENDS_IT, RouteCase
 from tweed.trace.cluster import Cluster, Owner
-from tweed.trace.inside import veth_of
+from tweed.trace.inside import neighbour_forgotten, veth_of
 from tweed.trace.intent import Intent
 from tweed.trace.result import Divergence, Said, Step, Verdict, Walk
 from tweed.trace.tables import Tables, quote
@@ -52,9 +52,11 @@ def twice(cluster: Cluster, intent: Intent, walk: Walk) -> Walk | None:
 
     right = next((each for each in having if rightful(each)), having[0])
     wrong = next(each for each in having if each is not right)
-    row = next((row for row in wrong.tables.node.addresses if row.address.address == walk.dst), None)
-    sure = not rightful(wrong) and row is not None
-    fix = mend.fixes(wrong.tables, f"{ip} addr del {row.address} dev {wrong.device}") if sure and row is not None else ()
+    own = next((row for row in wrong.tables.node.addresses if row.address.address == walk.dst), None)
+    fix = mend.fixes(wrong.tables, f"{ip} addr del {own.address} dev {wrong.device}") if own is not None and not rightful(wrong) else ()
+    host = cluster.host_of(wrong.tables)
+    heard = (row for row in host.node.neighbours if row.address == walk.dst and row.mac is not None and row.mac == wrong.tables.mac(wrong.device))
+    fix += tuple(neighbour_forgotten(host, walk.dst, row.device) for row in heard if row.device is not None and fix)
     params = {"address": format_address(walk.dst), "other": right.tables.name, "device": wrong.device}
     found = Divergence(wrong.tables.name, wrong.device, Said("address-twice", params), (quote(wrong.row), quote(right.row)), fix)
     verdict: Verdict = "lost" if walk.steps[-1].node == wrong.tables.name else walk.verdict

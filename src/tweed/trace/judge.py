@@ -152,7 +152,17 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
         return ended(made, laid, "dropped", Divergence(node, device, cause, evidence(laid, seen), fix))
     last = laid.last
     node, device = (last.node, last.event.device) if last is not None else (laid.steps[0].node, laid.steps[0].device)
-    return ended(made, laid, "lost", predicted or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)))
+    return ended(made, laid, "lost", predicted or waiting(laid, seen) or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)))
+
+
+def waiting(laid: Laid, seen: Outcome) -> Divergence | None:
+    """It was seen until a neighbour had to be asked for, and no more: nobody answers."""
+    for step in laid.steps[laid.far + 1 :]:
+        if step.decision.id == "neighbour-asked":
+            return Divergence(step.node, step.device, Said("neighbour-failed", step.decision.params | {"state": "INCOMPLETE"}), evidence(laid, seen))
+        if step.hop is not None:
+            break
+    return None
 
 
 def without_differences(laid: Laid) -> list[object]:
