@@ -151,10 +151,10 @@ def test_rubbish_in_the_store_is_named_and_changes_nothing(lab: Lab):
     eventually(lambda: not problems(lab, "node1"), "nothing is left to be said")
 
 
-def test_a_configuration_that_somebody_removes_stays_in_force_and_is_missed(lab: Lab):
+def test_a_configuration_that_somebody_spoils_is_named_and_the_old_one_stays_in_force(lab: Lab):
     text = etcdctl(lab, "get", "--print-value-only", f"{PREFIX}/config").strip()
-    etcdctl(lab, "del", f"{PREFIX}/config")
-    eventually(lambda: "config" in problems(lab, "node1"), "it is missed")
+    etcdctl(lab, "put", f"{PREFIX}/config", text[:-2])
+    eventually(lambda: "config" in problems(lab, "node1"), "it is named")
     assert lab.agent("node1")["ready"]
     etcdctl(lab, "put", f"{PREFIX}/config", text)
     eventually(lambda: not problems(lab, "node1"), "nothing is left to be said")

@@ -112,10 +112,7 @@ class Talk:
             text = await agent.store.config()
         except StoreError:
             return  # the watch says so already
-        if text is None:
-            agent.problems["config"] = Problem("config", agent.settings.store, "the network configuration is gone, the old one stays in force: write it again")
-            return
-        if text == agent.network_text:
+        if text is None or text == agent.network_text:
             agent.problems.pop("config", None)
             return
         try:
