@@ -189,14 +189,14 @@ class KubeServer:
                     await response.write(b"\n".join(lines[at : at + AT_ONCE]) + b"\n")
             if watcher.ended and not self.stalled:
                 return
-            until = min(ends, bookmark) if bookmarks else ends
+            until = None if self.stalled else min(ends, bookmark) if bookmarks else ends
             watcher.more.clear()
             if watcher.lines and not self.stalled:
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await watcher.more.wait()
-            if loop.time() < until or self.stalled:
+            if until is None or self.stalled or loop.time() < until:
                 continue
             if bookmarks:
                 # `objects.revision` only when all up to it has been told
