@@ -149,6 +149,9 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
         cause, fix = explain(laid.drop, laid.errors, cluster, node, device)
         if cause.id == "ttl-exceeded" and (short := short_lived(laid, cause)) is not None:
             return ended(made, laid, "dropped", short)
+        if cause.id == "route-missing" and predicted is None:  # there is one: the kernel says so of what a policy of xfrm blocks, too
+            params = {"device": device, "reason": laid.drop.event.reason or "?", "function": laid.drop.event.function.partition("+")[0] or "?"}
+            cause = Said("kernel-drops", params)
         return ended(made, laid, "dropped", Divergence(node, device, cause, evidence(laid, seen), fix))
     last = laid.last
     node, device = (last.node, last.event.device) if last is not None else (laid.steps[0].node, laid.steps[0].device)
