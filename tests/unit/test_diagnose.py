@@ -171,6 +171,25 @@ FAULTS: list[tuple[str, dict[str, list[tuple[str, str]]], str, str, str, list[st
         ["ip link set cni0 mtu 1450"],
     ),
     (
+        "a container without its address, whose MAC its node remembers",
+        {"n20__pod1": [("    inet 10.244.20.2/24 scope global eth0\n", ""), ("10.244.20.0/24 dev eth0 proto kernel scope link src 10.244.20.2\n", "")]},
+        "n20/pod1",
+        "eth0",
+        "address-missing",
+        ["ip addr add 10.244.20.2/24 dev eth0", "ip route replace default via 10.244.20.1 dev eth0"],
+    ),
+    (
+        "a container without its address, of which nobody remembers anything",
+        {
+            "n20__pod1": [("    inet 10.244.20.2/24 scope global eth0\n", ""), ("10.244.20.0/24 dev eth0 proto kernel scope link src 10.244.20.2\n", "")],
+            "n20": [("10.244.20.2 dev cni0 lladdr 0a:58:0a:f4:20:02 STALE\n", ""), ("0a:58:0a:f4:20:02 dev veth1 master cni0\n", "")],
+        },
+        "n20/pod1",
+        "eth0",
+        "address-missing",
+        ["ip addr add 10.244.20.2/24 dev eth0", "ip route replace default via 10.244.20.1 dev eth0"],
+    ),
+    (
         "a container that asks its own network for the peer's",
         {"n10__pod1": [("default via 10.244.10.1 dev eth0\n", "default via 10.244.10.1 dev eth0\n10.244.20.0/24 dev eth0 scope link\n")]},
         "n10/pod1",

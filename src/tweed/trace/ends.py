@@ -28,7 +28,7 @@ def ends(cluster: Cluster, src: str, dst: str) -> tuple[bytes, bytes]:
         if found is not None:
             return found, to
     missing = next(text for text, e in ((dst, there), (src, here)) if isinstance(e, Tables) and not any(address_of(cluster, e, f) for f in wanted))
-    raise UsageError(f"{missing}: it has no address{f' of IPv{wanted[0]}' if len(wanted) == 1 else ''} to walk between")
+    raise UsageError(f"{missing}: it has no address{f' of IPv{wanted[0]}' if len(wanted) == 1 else ''} to walk between: say the one that it should have")
 
 
 def end(cluster: Cluster, name: str, text: str) -> bytes | Tables:

@@ -148,6 +148,11 @@ def to_port(path: Path, packet: Packet, bridge: str, target: bytes, mac: bytes |
         else:
             unknown = Said("bridge-port", {"address": format_address(target), "bridge": bridge})
             path.step(packet, bridge, "bridge-unknown", {"mac": name, "bridge": bridge}, hop=hop, unknowns=() if port else (unknown,))
+            ports = [each.name for each in at.node.devices if each.master == bridge] if owner is None and target == path.dst else []
+            bare = [(each, found) for each in ports if (found := without_address(path, at, each, len(target))) is not None]
+            if len(bare) == 1 and only_containers(at, bridge):
+                lost_address(path, packet, bare[0][0], target, bare[0][1])
+                return
         if port and not (port_open(path, packet, port) and bridged(path, packet, bridge, port)):
             return
     into_container(path, packet, port or bridge, target, mac, owner, row is not None)
@@ -183,7 +188,9 @@ def into_container(path: Path, packet: Packet, port: str, target: bytes, mac: by
     at = packet.at
     address = format_address(target)
     if owner is None:
-        if port_known and mac is not None:
+        if port_known and target == path.dst and (bare := without_address(path, at, port, len(target))) is not None:
+            lost_address(path, packet, port, target, bare)
+        elif port_known and mac is not None:
             path.step(packet, port, "into-container", {"address": address, "device": port}, assumptions=[Said("container-end-unknown", {"address": address})])
             end_at(path, packet, target, at.name)
         else:
@@ -203,6 +210,31 @@ def into_container(path: Path, packet: Packet, port: str, target: bytes, mac: by
         return
     path.step(packet, port, "into-container", {"address": address, "device": port})
     path.arrive(inside)
+
+
+def without_address(path: Path, at: Tables, port: str, size: int) -> tuple[Tables, str] | None:
+    """The container behind a port, and its device, when it is known to have no address of a family at all."""
+    for each in path.cluster.tables.values():
+        for row in each.node.devices if each.node.host == at.name else ():
+            veth = veth_of(at, each, row.name)
+            if veth is not None and veth.name == port:
+                has = any(len(a.address.address) == size and a.device == row.name and a.scope != "link" for a in each.node.addresses)
+                return None if has or not each.complete("address") else (each, row.name)
+    return None
+
+
+def lost_address(path: Path, packet: Packet, port: str, target: bytes, bare: tuple[Tables, str]) -> None:
+    """Its node still knows its MAC, so the packet comes to it, and it is not for it."""
+    at, (inside, device) = packet.at, bare
+    ip, bridge = f"ip{' -6' if len(target) == 16 else ''}", bridge_of(at, port)
+    on = next((row.address for row in at.node.addresses if row.device == bridge and row.address.network.contains(target)), None)
+    address = f"{format_address(target)}/{on.length if on is not None else 8 * len(target)}"
+    commands = [f"{ip} addr add {address} dev {device}"]
+    commands += [f"{ip} route replace default via {format_address(on.address)} dev {device}"] if on is not None else []
+    row = inside.devices[device]
+    shown = Quote(row.source, row.text.split("\n")[0])
+    there = msgspec.structs.replace(packet, at=inside, device=device)
+    path.fail(there, device, "lost", "address-missing", {"address": address, "device": device}, shown, fix=tuple(Fix(inside.name, each) for each in commands))
 
 
 def neighbour_forgotten(at: Tables, address: bytes, device: str) -> Fix:
