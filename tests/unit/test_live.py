@@ -18,7 +18,7 @@ from tweed.trace import snapshot
 from tweed.trace.beside import translated
 from tweed.trace.clocks import Crossing, compare
 from tweed.trace.cluster import Cluster
-from tweed.trace.drops import cause_of
+from tweed.trace.drops import cause_of, explain
 from tweed.trace.events import DROPPED, FIXED, RECEIVED, Event
 from tweed.trace.events import decode as decode_event
 from tweed.trace.frames import Probe
@@ -29,7 +29,7 @@ from tweed.trace.probe import Shot, agreed, load, reply_to
 from tweed.trace.recording import Recording, decode, encode
 from tweed.trace.result import Walk
 from tweed.trace.sights import Recognised, sights
-from tweed.trace.snapshot import NeighbourRow, Node
+from tweed.trace.snapshot import NeighbourRow, Node, Snapshot
 from tweed.wire.packet import Ethernet, Ipv4, Udp, Vxlan
 from tweed.wire.packet import encode as encode_packet
 
@@ -302,3 +302,14 @@ def test_a_later_fragment_of_a_tunnel_is_no_packet_with_another_source() -> None
     seen = sights(events, {1: "master"}, Probe(SRC, DST, sport=1), [8472])
     assert [sight.leg for sight in seen] == ["there", "there"]
     assert not any(translated(sight, Probe(SRC, DST)) for sight in seen)
+
+
+def test_the_neighbour_that_fails_on_the_wire_is_the_host_and_not_the_container() -> None:
+    host, peer = parse_address("192.168.2.200"), parse_address("192.168.2.202")
+    data = encode_packet(ETHERNET, Ipv4(host, peer, 17), Udp(1, 8472), Vxlan(1), ETHERNET, Ipv4(SRC, DST, 1), payload=bytes(64))
+    event = Event(
+        t_ns=1, kind=DROPPED, netns=1, device="ens33", length=len(data), data=data, network=14, reason="NEIGH_FAILED", function="neigh_invalidate+0x1"
+    )
+    (sight,) = sights([event], {1: "master"}, Probe(SRC, DST), [8472])
+    said, _ = explain(sight, (), Cluster(Snapshot()), "master", "ens33")
+    assert (said.id, said.params["address"], said.params["device"]) == ("neighbour-failed", "192.168.2.202", "ens33")

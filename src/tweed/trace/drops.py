@@ -13,8 +13,9 @@ from tweed.trace.cluster import Cluster
 from tweed.trace.events import ICMP_SENT
 from tweed.trace.inside import veth_of
 from tweed.trace.result import Fix, Said
-from tweed.trace.sights import Sight
+from tweed.trace.sights import NETWORKS, Sight
 from tweed.trace.snapshot import DeviceRow
+from tweed.trace.tables import Tables
 
 # A reason's first words, or a function's, and the cause. The first that fits decides.
 REASONS = (
@@ -110,7 +111,7 @@ def explain(sight: Sight, errors: tuple[Sight, ...], cluster: Cluster, node: str
         "vni-mismatch": {"vni": str(vxlan_layer.number("vni")) if vxlan_layer is not None else "?", "right": "?", "device": device},
         "fdb-missing": {"mac": mac, "device": device},
         "vtep-mac-duplicate": {"mac": mac, "device": device},
-        "neighbour-failed": {"address": dst, "device": device, "state": "FAILED"},
+        "neighbour-failed": {"address": next_hop(sight, tables) or dst, "device": device, "state": "FAILED"},
         "route-missing": {"dst": dst},
         "underlay-source-dropped": {"address": src, "device": device},
         "bridge-port-blocked": {"port": device, "state": "blocking"},
@@ -120,6 +121,15 @@ def explain(sight: Sight, errors: tuple[Sight, ...], cluster: Cluster, node: str
         return Said(cause, params[cause]), ()
     fixes = tuple(Fix(node, command.format(device=device)) for words, command in REMOVALS.items() if event.reason.startswith(words) and device)
     return Said("kernel-drops", {"device": device, "reason": event.reason or "?", "function": event.function.partition("+")[0] or "?"}), fixes
+
+
+def next_hop(sight: Sight, tables: Tables | None) -> str:
+    """Whom the node asks for with what it sends: the gateway, else the destination of the outermost header. "" where that is not to be told."""
+    outer = next((layer for layer in sight.packet.layers if layer.name in NETWORKS), None) if sight.packet is not None else None
+    if outer is None:
+        return ""
+    hops = tables.lookup(outer.octets("dst")).hops if tables is not None else ()
+    return format_address((hops[0].gateway if hops else None) or outer.octets("dst"))
 
 
 def error_of(errors: tuple[Sight, ...]) -> tuple[int, int] | None:
