@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tweed.addr import parse_address
+from tweed.addr import Prefix, parse_address
 from tweed.errors import UsageError
 from tweed.trace import snapshot
 from tweed.trace.beside import translated
@@ -29,7 +29,7 @@ from tweed.trace.probe import Shot, agreed, load, reply_to
 from tweed.trace.recording import Recording, decode, encode
 from tweed.trace.result import Walk
 from tweed.trace.sights import Recognised, sights
-from tweed.trace.snapshot import NeighbourRow, Node, Snapshot
+from tweed.trace.snapshot import AddressRow, DeviceRow, NeighbourRow, Node, Snapshot
 from tweed.wire.packet import Ethernet, Ipv4, Udp, Vxlan
 from tweed.wire.packet import encode as encode_packet
 
@@ -311,5 +311,14 @@ def test_the_neighbour_that_fails_on_the_wire_is_the_host_and_not_the_container(
         t_ns=1, kind=DROPPED, netns=1, device="ens33", length=len(data), data=data, network=14, reason="NEIGH_FAILED", function="neigh_invalidate+0x1"
     )
     (sight,) = sights([event], {1: "master"}, Probe(SRC, DST), [8472])
-    said, _ = explain(sight, (), Cluster(Snapshot()), "master", "ens33")
+    said, fix = explain(sight, (), Cluster(Snapshot()), "master", "ens33")
+    assert fix == ()
+    there = Node(
+        name="node2",
+        devices=(DeviceRow(source="x:1", text="", name="ens33", mac=bytes(5) + b"\2"),),
+        addresses=(AddressRow(source="x:2", text="", device="ens33", address=Prefix.parse("192.168.2.202/24")),),
+    )
+    assert [each.command for each in explain(sight, (), Cluster(Snapshot(nodes=(there,))), "master", "ens33")[1]] == [
+        "ip neigh replace 192.168.2.202 lladdr 00:00:00:00:00:02 dev ens33 nud permanent"
+    ]
     assert (said.id, said.params["address"], said.params["device"]) == ("neighbour-failed", "192.168.2.202", "ens33")

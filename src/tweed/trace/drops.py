@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tweed.addr import format_address, format_mac
+from tweed.addr import format_address, format_mac, parse_address
 from tweed.trace.cluster import Cluster
 from tweed.trace.events import ICMP_SENT
 from tweed.trace.inside import veth_of
@@ -117,10 +117,22 @@ def explain(sight: Sight, errors: tuple[Sight, ...], cluster: Cluster, node: str
         "bridge-port-blocked": {"port": device, "state": "blocking"},
         "ttl-exceeded": {"dst": dst},
     }
+    if cause == "neighbour-failed":
+        return Said(cause, params[cause]), told_by_hand(cluster, node, device, params[cause]["address"])
     if cause in params:
         return Said(cause, params[cause]), ()
     fixes = tuple(Fix(node, command.format(device=device)) for words, command in REMOVALS.items() if event.reason.startswith(words) and device)
     return Said("kernel-drops", {"device": device, "reason": event.reason or "?", "function": event.function.partition("+")[0] or "?"}), fixes
+
+
+def told_by_hand(cluster: Cluster, node: str, device: str, address: str) -> tuple[Fix, ...]:
+    """Whose MAC is known need not answer for itself."""
+    owner = cluster.owner(parse_address(address)) if address != "?" else None
+    mac = owner.tables.mac(owner.device) if owner is not None else None
+    if mac is None:
+        return ()
+    ip = "ip -6" if ":" in address else "ip"
+    return (Fix(node, f"{ip} neigh replace {address} lladdr {format_mac(mac)} dev {device} nud permanent"),)
 
 
 def next_hop(sight: Sight, tables: Tables | None) -> str:
