@@ -5,6 +5,7 @@ Sums are taken modulo 65535, where RFC 1071's end-around carry comes by itself, 
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import numpy as np
@@ -17,10 +18,13 @@ FIN, PSH, ACK, ECE, CWR = 1, 8, 16, 64, 128
 PACKET_MAX = 65535
 SWAP = np.uint64(256 if sys.byteorder == "little" else 1)
 FEW = 3
+FAR = 65535 << 40  # more than any of the sums, and nothing modulo 65535
 SEGMENTS_MAX = 64  # UDP_MAX_SEGMENTS of kernels before 6.9
 
 Rows = NDArray[np.uint8]
 Numbers = NDArray[np.uint64]
+
+INDEX = np.arange(SEGMENTS_MAX, dtype=np.uint32)
 
 
 def table(data: Bytes, count: int, size: int) -> Rows:
@@ -36,62 +40,95 @@ def table(data: Bytes, count: int, size: int) -> Rows:
     return rows
 
 
-def sums(rows: Rows) -> Numbers:
-    """Of each row the sum of its 16-bit words as they stand on the wire, modulo 65535."""
-    native: Numbers = np.add.reduce(rows.view(np.uint16 if rows.shape[1] & 3 else np.uint32), axis=1, dtype=np.uint64)
-    return native * SWAP % np.uint64(65535)
+def sums(rows: Rows, more: int) -> NDArray[np.uint32]:
+    """Of each row the sum of its 16-bit words as they stand on the wire and of `more`, modulo 65535."""
+    total: Numbers = np.add.reduce(rows.view(np.uint16 if rows.shape[1] & 3 else np.uint32), axis=1, dtype=np.uint64)
+    total *= SWAP
+    total += np.uint64(more)
+    total %= np.uint64(65535)
+    return total.astype(np.uint32)
 
 
-def checksums(total: Numbers) -> Numbers:
-    """The complement, for a sum that is not of zeros only."""
-    return (np.uint64(65535) - total % np.uint64(65535)) % np.uint64(65535)
+class Cut:
+    """How packets of one shape are cut: what depends on the shape alone is computed once, and the rows are filled again for each packet.
+
+    `width`: bytes of a segment but the last; `whole`: of all together.
+    """
+
+    def __init__(self, ihl: int, header: int, cut: int, length: int, proto: int) -> None:
+        self.ihl, self.header, self.tcp, self.proto = ihl, header, proto == TCP, proto
+        self.full, self.rest = divmod(length - header, cut)
+        self.width, count = header + cut, self.full + bool(self.rest)
+        self.whole = length + header * (count - 1)
+        self.rows = np.zeros((count, self.width + (self.width & 1)), np.uint8)
+        self.index = np.arange(count, dtype=np.uint64)
+        self.offsets = self.index * np.uint64(cut)
+        self.lengths = np.full(count, self.width, np.uint64)
+        self.lengths[-1] = length - cut * (count - 1)
+        self.total_lengths = self.lengths.astype(">u2")
+        self.udp_lengths = (self.lengths - np.uint64(ihl)).astype(">u2")
+        words = self.rows.view(">u2")
+        self.total_length, self.identification, self.header_sum = words[:, 1], words[:, 2], words[:, 5]
+        self.udp_length, self.field = words[:, ihl // 2 + 2], words[:, (ihl + (16 if self.tcp else 6)) // 2]
+        self.sequence = self.rows[:, ihl + 4 : ihl + 8].view(">u4")[:, 0]
+        self.payload = self.rows[:, header:].view(np.uint16 if (self.rows.shape[1] - header) & 3 else np.uint32)
+        self.wire = self.rows.reshape(-1).data
+
+    def __call__(self, ip: Bytes) -> Bytes:
+        """The segments of a packet of this shape, one behind the other. They are overwritten by the next packet's."""
+        given, header, ihl = np.frombuffer(ip, np.uint8), self.header, self.ihl
+        cut = self.width - header
+        self.rows[:, :header] = given[:header]
+        end = header + self.full * cut
+        self.rows[: self.full, header : self.width] = given[header:end].reshape(self.full, cut)
+        if self.rest:
+            self.rows[-1, header : header + self.rest] = given[end:]
+        first = number(ip, 4)
+        self.total_length[:] = self.total_lengths
+        ids = self.index + np.uint64(first)
+        ids &= np.uint64(0xFFFF)
+        self.identification[:] = ids
+        same = ones_sum(ip[:ihl]) - number(ip, 2) - first - number(ip, 10)
+        ids += self.lengths
+        self.header_sum[:] = complement(ids, same)
+        total = np.add.reduce(self.payload, axis=1, dtype=np.uint64)
+        total *= SWAP
+        total += self.lengths
+        same = ones_sum(ip[12:20]) + self.proto - ihl + ones_sum(ip[ihl:header])
+        if self.tcp:
+            sequence = number(ip, ihl + 4, 4)
+            numbers = self.offsets + np.uint64(sequence)
+            numbers &= np.uint64(0xFFFFFFFF)
+            self.sequence[:] = numbers
+            total += numbers
+            flags = ip[ihl + 13]
+            if ends := flags & (FIN | PSH):
+                self.rows[:-1, ihl + 13] ^= ends
+                total[:-1] += np.uint64(65535 - ends)
+            if begins := flags & CWR:
+                self.rows[1:, ihl + 13] ^= begins
+                total[1:] += np.uint64(65535 - begins)
+            self.field[:] = complement(total, same - sequence - number(ip, ihl + 16))
+        else:
+            self.udp_length[:] = self.udp_lengths
+            total += self.lengths
+            found = complement(total, same - ihl - number(ip, ihl + 4) - number(ip, ihl + 6))
+            found[found == 0] = 0xFFFF
+            self.field[:] = found
+        if self.width & 1:
+            return self.rows[:, : self.width].reshape(-1).data[: self.whole]
+        return self.wire[: self.whole]
 
 
-def cut_up(ip: Bytes, header: int, cut: int) -> Rows:
-    """The segments of a packet with `header` bytes of IPv4 and TCP or UDP headers, `cut` bytes of payload each, in rows of an even width."""
-    ihl, tcp = (ip[0] & 15) * 4, ip[9] == TCP
-    payload = len(ip) - header
-    count = -(-payload // cut)
-    width = header + cut
-    rows = np.empty((count, width + (width & 1)), np.uint8)
-    given = np.frombuffer(ip, np.uint8)
-    full = payload // cut
-    rows[:, :header] = given[:header]
-    rows[:, width:] = 0
-    rows[:full, header:width] = given[header : header + full * cut].reshape(full, cut)
-    if full < count:
-        rows[full, header:] = 0
-        rows[full, header : len(ip) - full * cut] = given[header + full * cut :]
-    words = rows.view(">u2")
-    index = np.arange(count, dtype=np.uint64)
-    lengths = np.full(count, width, np.uint64)
-    lengths[-1] = len(ip) - cut * (count - 1)
-    words[:, 1] = lengths
-    words[:, 2] = index + np.uint64(number(ip, 4)) & np.uint64(0xFFFF)
-    words[:, 5] = 0
-    words[:, 5] = checksums(sums(rows[:, :ihl]))
-    if tcp:
-        field = ihl + 16
-        sequence = index * np.uint64(cut) + np.uint64(number(ip, ihl + 4, 4))
-        words[:, ihl // 2 + 2] = sequence >> np.uint64(16) & np.uint64(0xFFFF)
-        words[:, ihl // 2 + 3] = sequence & np.uint64(0xFFFF)
-        rows[:-1, ihl + 13] &= 0xFF ^ (FIN | PSH)
-        rows[1:, ihl + 13] &= 0xFF ^ CWR
-    else:
-        field = ihl + 6
-        words[:, ihl // 2 + 2] = lengths - np.uint64(ihl)
-    words[:, field // 2] = 0
-    pseudo = np.uint64(ones_sum(ip[12:20]) + ip[9] - ihl)
-    found = checksums(sums(rows[:, ihl:]) + lengths + pseudo)
-    if not tcp:
-        found[found == 0] = 0xFFFF
-    words[:, field // 2] = found
-    return rows
+def complement(totals: Numbers, same: int) -> Numbers:
+    """The checksums of sums that are not of zeros only, to which all of them have `same` to be added."""
+    return (np.uint64(FAR - same % 65535) - totals) % np.uint64(65535)
 
 
 def mergeable(ip: Bytes, *, tcp: bool, udp: bool) -> int:
-    """Bytes of headers when this valid packet may be merged with its like, else 0: unfragmented, no IP options, payload, a right checksum;
-    of TCP's flags only ACK, PSH and ECE; UDP with a checksum (zero is legal, and passes alone). `tcp`, `udp`: what the TUN takes merged."""
+    """Bytes of headers when this valid packet may be merged with its like if its checksum is right (has_right_sum), else 0: unfragmented,
+    no IP options, payload; of TCP's flags only ACK, PSH and ECE; UDP with a checksum (zero is legal, and passes alone). `tcp`, `udp`: what
+    the TUN takes merged."""
     n = len(ip)
     if ip[0] != 0x45 or number(ip, 6) & ~0x4000 or n < 28:
         return 0
@@ -105,49 +142,58 @@ def mergeable(ip: Bytes, *, tcp: bool, udp: bool) -> int:
             return 0
     else:
         return 0
-    if n <= header:
-        return 0
-    return header if (ones_sum(ip[20:]) + ones_sum(ip[12:20]) + ip[9] + n - 20) % 65535 == 0 else 0
+    return header if n > header else 0
+
+
+def has_right_sum(ip: Bytes) -> bool:
+    """Of a TCP or UDP packet without IP options."""
+    return (ones_sum(ip[20:]) + ones_sum(ip[12:20]) + ip[9] + len(ip) - 20) % 65535 == 0
 
 
 def run_length(data: Bytes, size: int, header: int) -> int:
-    """How many datagrams at the beginning of `data`, `size` bytes each (the last may be shorter), make one packet. The first is mergeable."""
-    if len(data) <= FEW * size:
-        return short_run(data, size, header)
-    tcp, step = data[9] == TCP, size - header
-    count = min(-(-len(data) // size), SEGMENTS_MAX, (PACKET_MAX - header) // step + 1)
+    """How many datagrams at the beginning of `data`, `size` bytes each (the last may be shorter), make one packet. The first is mergeable
+    but for its checksum; 1 when that is wrong."""
+    step = size - header
+    count = min(len(data) // size, SEGMENTS_MAX, (PACKET_MAX - header) // step)
+    if count <= FEW:
+        return short_run(data, size, header, 1) if has_right_sum(data[:size]) else 1
+    tcp = data[9] == TCP
     rows = table(data[: count * size], count, size)
-    lengths = np.full(count, size, np.uint64)
-    lengths[-1] = min(len(data) - (count - 1) * size, size)
-    words = rows.view(">u2").astype(np.uint64) if size < 64 else rows[:, :40].view(">u2").astype(np.uint64)
-    index = np.arange(count, dtype=np.uint64)
-    mask = np.full(header, 0xFF, np.uint8)
-    mask[2:6] = mask[10:12] = mask[24:28] = 0
+    # What is not zero here is wrong with a row.
+    wrong: NDArray[np.uint32] = np.bitwise_or.reduce(((rows[:, :header] ^ rows[0, :header]) & mask(header, data[6], tcp)).view(np.uint32), axis=1)
+    if not data[6] & 0x40:  # without DF the identification matters (RFC 6864), and the kernel will count it up when it cuts again
+        wrong |= (rows[:, 4:6].view(">u2")[:, 0] - INDEX[:count] ^ number(data, 4)) & np.uint32(0xFFFF)
     if tcp:
-        mask[33] ^= PSH
-        mask[36:38] = 0
-    fits = ~((rows[:, :header] ^ rows[0, :header]) & mask).any(axis=1)
-    fits &= (lengths > header) & (words[:, 1] == lengths) & (lengths + index * np.uint64(step) <= PACKET_MAX)
-    if not rows[0, 6] & 0x40:  # without DF the identification matters (RFC 6864), and the kernel will count it up when it cuts again
-        fits &= words[:, 2] == (words[0, 2] + index) & np.uint64(0xFFFF)
-    if tcp:
-        sequence = words[:, 12] << np.uint64(16) | words[:, 13]
-        fits &= sequence == (sequence[0] + index * np.uint64(step)) & np.uint64(0xFFFFFFFF)
-        fits[1:] &= rows[:-1, 33] & PSH == 0
+        wrong |= rows[:, 24:28].view(">u4")[:, 0] - INDEX[:count] * np.uint32(step) ^ np.uint32(number(data, 24, 4))
+        wrong[1:] |= rows[:-1, 33] & PSH
     else:
-        fits &= (words[:, 12] == lengths - np.uint64(20)) & (words[:, 13] != 0)
-    fits &= sums(rows[:, :20]) == 0
-    pseudo = np.uint64(ones_sum(data[12:20]) + data[9] - 20)
-    fits &= (sums(rows[:, 20:]) + lengths + pseudo) % np.uint64(65535) == 0
-    return count if fits.all() else int(fits.argmin())
+        wrong |= rows[:, 26:28].view(">u2")[:, 0] == 0
+    wrong |= sums(rows[:, :20], 0)
+    wrong |= sums(rows[:, 20:], ones_sum(data[12:20]) + data[9] + size - 20)
+    if wrong.any():
+        return int((wrong != 0).argmax()) or 1
+    return short_run(data, size, header, count) if count < SEGMENTS_MAX and count * size < len(data) else count
 
 
-def short_run(data: Bytes, size: int, header: int) -> int:
-    """The same one by one: numpy is slower below a handful, and what is left of a long packet after a full burst is one or two."""
-    first, last, count = data[:size], data[:size], 1
-    for at in range(size, len(data), size):
+@functools.cache
+def mask(header: int, flags: int, tcp: bool) -> Rows:
+    """The bits of headers that are the same in all packets of a run of one length."""
+    same = np.full(header, 0xFF, np.uint8)
+    same[4:6] = same[10:12] = 0
+    if tcp:
+        same[24:28] = same[36:38] = 0
+        same[33] ^= PSH
+    else:
+        same[26:28] = 0
+    return same
+
+
+def short_run(data: Bytes, size: int, header: int, count: int) -> int:
+    """The same one by one, after the first `count`: numpy is slower below a handful, and only the last of a burst has another length."""
+    first, last = data[:size], data[(count - 1) * size : count * size]
+    for at in range(count * size, len(data), size):
         ip = data[at : at + size]
-        if header + count * (size - header) + len(ip) - header > PACKET_MAX or not follows(first, last, ip, header, count):
+        if count == SEGMENTS_MAX or header + count * (size - header) + len(ip) - header > PACKET_MAX or not follows(first, last, ip, header, count):
             break
         last, count = ip, count + 1
     return count
@@ -165,7 +211,7 @@ def follows(first: Bytes, last: Bytes, ip: Bytes, header: int, index: int) -> bo
             return False
         if ip[34:36] != first[34:36] or ip[38:header] != first[38:header]:
             return False
-    return ones_sum(ip[:20]) == 0xFFFF and mergeable(ip, tcp=True, udp=True) == header
+    return ones_sum(ip[:20]) == 0xFFFF and mergeable(ip, tcp=True, udp=True) == header and has_right_sum(ip)
 
 
 def merged_header(data: Bytes, header: int, total: int, last: Bytes) -> bytearray:

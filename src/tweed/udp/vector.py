@@ -19,6 +19,7 @@ GSO_TCPV4, GSO_UDP_L4, GSO_ECN = 1, 5, 0x80
 DATAGRAM_MAX = 65507
 PLAIN = bytes(VIRTIO.size)
 RECEIVES = 16
+SHAPES = 64  # of packets to cut; each is remembered with an array of its size
 
 Parts = list[bytes | bytearray | memoryview]
 
@@ -34,6 +35,7 @@ class Vector(Naive):
         self.received = memoryview(bytearray(outer.RECEIVE))
         self.shown_fast: set[int] = set()
         self.no_segment: dict[int, int] = {}
+        self.cuts: dict[tuple[int, ...], segments.Cut] = {}
 
     def set_table(self, packed: bytes) -> None:
         super().set_table(packed)
@@ -105,10 +107,13 @@ class Vector(Naive):
                 self.drop("tx-offload", ip)
                 return None
             ip[8] -= 1
-            rows = segments.cut_up(ip, header, cut)
-            width = header + cut
-            whole = len(ip) + header * (len(rows) - 1)
-            return rows[:, :width].reshape(-1).data[:whole], min(width, whole), host
+            shape = (ihl, header, cut, len(ip), ip[9])
+            how = self.cuts.get(shape)
+            if how is None:
+                if len(self.cuts) == SHAPES:
+                    self.cuts.clear()
+                how = self.cuts[shape] = segments.Cut(*shape)
+            return how(ip), min(how.width, how.whole), host
         if flags & NEEDS_CSUM:  # the field holds the sum of the pseudo header: finish it
             field = start + offset
             if start < ihl or field + 2 > len(ip):
