@@ -38,6 +38,7 @@ PAIRS = {
     "fast to plain": "fast plain",
     "plain to fast": "plain fast",
 }
+TRIES = 3
 Figures = dict[str, float]
 
 
@@ -116,10 +117,11 @@ class Pair:
 
     def stream(self, pids: list[int], seconds: float) -> Figures:
         """Gbit/s of one TCP connection, CPU seconds of both processes per GB, retransmissions. A run that loses iperf3's own messages is run again."""
-        while True:
+        for _ in range(TRIES):
             with contextlib.suppress(subprocess.TimeoutExpired, subprocess.CalledProcessError):
                 return self.one_stream(pids, seconds)
             print("iperf3 did not come to its end: again", file=sys.stderr, flush=True)
+        sys.exit(f"bench: iperf3 came to its end in none of {TRIES} runs")
 
     def one_stream(self, pids: list[int], seconds: float) -> Figures:
         server = subprocess.Popen(self.inside("pb", "iperf3", "--forceflush", "-s", "-1"), stdout=subprocess.PIPE, text=True)

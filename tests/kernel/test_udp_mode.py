@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -149,6 +150,19 @@ def test_a_plain_peer_sees_only_right_packets(world: World, data_path: str) -> N
         words = verdict()
         assert words[2:] == ["bad", "0"]
         assert int(words[1]) > 5000
+
+
+@pytest.mark.parametrize("data_path", ["fast", "numpy"])
+def test_a_burst_that_the_route_has_no_room_for_goes_out_one_by_one(world: World, data_path: str) -> None:
+    """The kernel refuses to cut into datagrams that are longer than the route's MTU; a single one it sends in fragments."""
+    with world.plain() as verdict, world.forwarding(data_path):
+        world.here.run("ip route change 192.0.2.0/24 dev eth0 src 192.0.2.1 mtu 1400")
+        transfer(world.here, world.there, INNER[1], 2 << 20)
+        report = world.report()
+        assert report.segmenting_off[OUTER[1]] in (errno.EMSGSIZE, errno.EINVAL)
+        assert report.counters["fallbacks"] == 1
+        assert report.counters["tx-sends"] >= report.counters["tx-packets"] > 1000
+        assert (report.counters["tx-refused"], verdict()[2:]) == (0, ["bad", "0"])
 
 
 @pytest.mark.parametrize("data_path", PATHS)

@@ -74,7 +74,7 @@ class Cut:
         self.payload = self.rows[:, header:].view(np.uint16 if (self.rows.shape[1] - header) & 3 else np.uint32)
         self.wire = self.rows.reshape(-1).data
 
-    def __call__(self, ip: Bytes) -> Bytes:
+    def __call__(self, ip: Bytes) -> memoryview:
         """The segments of a packet of this shape, one behind the other. They are overwritten by the next packet's."""
         given, header, ihl = np.frombuffer(ip, np.uint8), self.header, self.ihl
         cut = self.width - header

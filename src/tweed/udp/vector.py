@@ -32,7 +32,7 @@ class Vector(Naive):
         super().__init__(tun, opened, port)
         self.segment, self.merge_tcp, self.merge_udp, self.burst = segment, merge_tcp, merge_udp, burst
         self.read = memoryview(bytearray(VIRTIO.size + segments.PACKET_MAX))
-        self.received = memoryview(bytearray(outer.RECEIVE))
+        self.received = memoryview(bytearray(3 * outer.RECEIVE))
         self.shown_fast: set[int] = set()
         self.no_segment: dict[int, int] = {}
         self.cuts: dict[tuple[int, ...], segments.Cut] = {}
@@ -165,14 +165,26 @@ class Vector(Naive):
     # ---- UDP to TUN
 
     def turn_inbound(self) -> None:
+        """Bursts that continue one another lie one behind the other in the buffer, so that what a peer had to send in two becomes one packet."""
+        start = end = size = who = 0
         for _ in range(RECEIVES):
-            got = outer.receive(self.socket, self.received)
+            got = outer.receive(self.socket, self.received[end : end + outer.RECEIVE])
             if got is None:
-                return
-            n, size, sender, fast = got
+                break
+            n, each, sender, fast = got
             if sender in self.table.hosts:  # anybody else's address would be kept for ever
                 (self.shown_fast.add if fast else self.shown_fast.discard)(sender)
-            self.take(sender, self.received[:n], size)
+            if start < end and (not n or sender != who or each > size or (each < size and n > each)):
+                self.take(who, self.received[start:end], size)
+                start = end
+            if start == end:
+                size, who = each, sender
+            end += n
+            if not n or n % size or end - start >= min(segments.PACKET_MAX, segments.SEGMENTS_MAX * size) or end > len(self.received) - outer.RECEIVE:
+                self.take(who, self.received[start:end], size)
+                start = end = 0
+        if start < end:
+            self.take(who, self.received[start:end], size)
 
     def take(self, sender: int, data: memoryview, size: int) -> None:
         for parts, count in self.merge(sender, data, size):
