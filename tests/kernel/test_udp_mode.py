@@ -139,13 +139,14 @@ def test_a_plain_peer_sees_only_right_packets(world: World, data_path: str) -> N
             for space, to in ((world.here, INNER[1]), (world.there, INNER[0])):
                 assert "1 packets received" in space.run(f"busybox ping -c 1 -W 10 -s {size} {to}")
         transfer(world.here, world.there, INNER[1], 8 << 20)
+        sent = world.report().counters  # what goes out afterwards acknowledges, at times one by one
         transfer(world.there, world.here, INNER[0], 8 << 20)
         report = world.report()
         assert report.counters["tx-packets"] > 5000
         assert not {name: n for name, n in report.counters.items() if n and name.startswith("rx-") and name not in ("rx-packets", "rx-bytes", "rx-writes")}
         if data_path != "naive":
             assert set(report.offloads.values()) == {""}
-            assert report.counters["tx-sends"] < report.counters["tx-packets"] / 4, "long packets go out as bursts"
+            assert sent["tx-sends"] < sent["tx-packets"] / 4, "long packets go out as bursts"
             assert report.fast_peers == 0
         words = verdict()
         assert words[2:] == ["bad", "0"]
