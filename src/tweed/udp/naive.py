@@ -9,7 +9,6 @@ import socket
 from collections import Counter
 from contextlib import suppress
 
-from tweed.addr import format_address
 from tweed.udp import outer
 from tweed.udp.packet import COUNTERS, look_inbound, look_outbound, lower_ttl
 from tweed.udp.peers import Lookup
@@ -43,7 +42,7 @@ class Naive:
         told, self.waiting = self.waiting, []
         return told
 
-    def drop(self, why: str, ip: bytearray) -> None:
+    def drop(self, why: str, ip: bytearray | memoryview) -> None:
         self.count[why] += 1
         if why in ("tx-ttl", "tx-no-peer", "rx-ttl") and len(self.waiting) < EVENTS:
             self.waiting.append((why, bytes(ip[:68])))
@@ -77,7 +76,7 @@ class Naive:
     def send(self, wire: bytes | memoryview, host: int) -> None:
         self.count["tx-sends"] += 1
         try:
-            self.socket.sendto(wire, (format_address(host.to_bytes(4)), self.port))
+            self.socket.sendto(wire, (outer.text(host), self.port))
         except OSError as error:
             self.count["tx-queue-full" if isinstance(error, BlockingIOError) or error.errno == errno.ENOBUFS else "tx-refused"] += 1
             return
@@ -99,7 +98,7 @@ class Naive:
             datagram = bytearray(outer.RECEIVE)
             with suppress(BlockingIOError):
                 n, sender = self.socket.recvfrom_into(datagram)
-                for packet in self.inbound(int.from_bytes(socket.inet_aton(sender[0])), bytes(datagram[:n])):
+                for packet in self.inbound(outer.number(sender[0]), bytes(datagram[:n])):
                     self.write(packet)
                 continue
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
 from contextlib import suppress
@@ -18,6 +19,17 @@ IP_TTL, IP_RECVTTL = 2, 12
 BURST_TTL, PLAIN_TTL = 255, 128
 BUFFER = 8 << 20
 RECEIVE = 1 << 16
+KNOWN = 4096  # addresses whose two forms are remembered, whoever sends
+
+
+@functools.lru_cache(KNOWN)
+def text(host: int) -> str:
+    return format_address(host.to_bytes(4))
+
+
+@functools.lru_cache(KNOWN)
+def number(host: str) -> int:
+    return int.from_bytes(socket.inet_aton(host))
 
 
 def open_socket(local: bytes, port: int) -> socket.socket:
@@ -64,5 +76,5 @@ def receive(opened: socket.socket, buffer: bytearray | memoryview) -> tuple[int,
         n, ancillary, _, sender = opened.recvmsg_into([buffer], 96)
         said = {(level, kind): int.from_bytes(data[:4], sys.byteorder) for level, kind, data in ancillary}
         size, ttl = said.get((socket.IPPROTO_UDP, UDP_GRO), n), said.get((socket.IPPROTO_IP, IP_TTL), 0)
-        return n, size, int.from_bytes(socket.inet_aton(sender[0])), ttl > PLAIN_TTL
+        return n, size, number(sender[0]), ttl > PLAIN_TTL
     return None

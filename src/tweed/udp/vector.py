@@ -8,7 +8,6 @@ import socket
 import sys
 from struct import Struct
 
-from tweed.addr import format_address
 from tweed.udp import outer, segments
 from tweed.udp.naive import TURNS, Naive
 from tweed.udp.packet import look_inbound, look_outbound, lower_ttl, ones_sum
@@ -83,17 +82,17 @@ class Vector(Naive):
     def most(self, host: int) -> int:
         return segments.SEGMENTS_MAX if host in self.shown_fast else self.burst
 
-    def outbound(self, packet: bytes | memoryview) -> list[tuple[bytes, int]]:
+    def outbound(self, packet: bytes) -> list[tuple[bytes, int]]:
         """The datagrams for one packet of the TUN behind its virtio header, and the host that they go to."""
-        out = self.look(packet)
+        out = self.look(memoryview(bytearray(packet)))
         if out is None:
             return []
         wire, width, host = out
         return [(bytes(wire[at : at + width]), host) for at in range(0, len(wire), width)]
 
-    def look(self, packet: bytes | memoryview) -> tuple[bytes | memoryview, int, int] | None:
+    def look(self, packet: memoryview) -> tuple[bytes | memoryview, int, int] | None:
         """Datagrams one behind the other, the bytes of each (the last may be shorter), and their host; None when the packet is dropped."""
-        ip = bytearray(packet[VIRTIO.size :])
+        ip = packet[VIRTIO.size :]
         why, host = look_outbound(self.table, ip)
         if why:
             self.drop(why, ip)
@@ -125,7 +124,7 @@ class Vector(Naive):
         return bytes(ip), len(ip), host
 
     @staticmethod
-    def header(ip: bytearray, ihl: int, kind: int) -> int:
+    def header(ip: memoryview, ihl: int, kind: int) -> int:
         """Bytes of headers of a packet to cut, 0 when it is none."""
         if kind == GSO_UDP_L4 and ip[9] == segments.UDP:
             return ihl + 8
@@ -146,7 +145,7 @@ class Vector(Naive):
             control = [(socket.IPPROTO_UDP, outer.UDP_SEGMENT, size.to_bytes(2, sys.byteorder))]
             self.count["tx-sends"] += 1
             try:
-                sent = self.socket.sendmsg([wire], control, 0, (format_address(host.to_bytes(4)), self.port))
+                sent = self.socket.sendmsg([wire], control, 0, (outer.text(host), self.port))
             except OSError as error:
                 # EMSGSIZE, EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware.
                 # Anything else (no route just now) says nothing of bursts.
