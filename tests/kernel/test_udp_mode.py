@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,22 +109,23 @@ def opened(space: Namespace, kind: int, bound: tuple[str, int] | None = None) ->
 
 
 def transfer(source: Namespace, target: Namespace, to: str, size: int) -> None:
-    """So many bytes over TCP, every one compared."""
-    data = os.urandom(1 << 16)
+    """So many bytes in one TCP stream, as fast as it goes, every one compared."""
+    data = os.urandom(1 << 16) * (size >> 16)
     with opened(target, socket.SOCK_STREAM, (to, 0)) as listening, opened(source, socket.SOCK_STREAM) as client:
         listening.listen(1)
         client.connect(listening.getsockname())
         server, _ = listening.accept()
+        sending = threading.Thread(target=client.sendall, args=(data,))
+        sending.start()
         with server:
             server.settimeout(PATIENCE_S)
-            for _ in range(size // len(data)):
-                client.sendall(data)
-                got = bytearray()
-                while len(got) < len(data):
-                    piece = server.recv(1 << 16)
-                    assert piece
-                    got += piece
-                assert got == data
+            got = bytearray()
+            while len(got) < len(data):
+                piece = server.recv(1 << 20)
+                assert piece
+                got += piece
+        sending.join()
+        assert got == data
 
 
 def test_the_compiled_path_is_here() -> None:
