@@ -1,6 +1,7 @@
 """Attaching real namespaces to a real bridge: what they get, that nothing is left when a step fails, that detaching always works."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -223,6 +224,32 @@ def test_a_failed_step_leaves_nothing(node, existing, monkeypatch):
     assert failed == len(STEPS) if not existing else failed > 6
 
 
+@pytest.mark.parametrize("existing", [False, True], ids=["first", "second"])
+def test_a_refused_setting_leaves_nothing(node, existing, monkeypatch):
+    """By the kernel itself, which then carries out what is behind it in the same send."""
+    if existing:
+        node.attach(node.pod(), "z")
+    pod, steps = node.pod(), plan.steps
+    before = node.state()
+    for place_in_order in itertools.count():
+        sizes = []
+
+        def with_one_more(*facts, at=place_in_order, sizes=sizes):
+            found = steps(*facts)
+            sizes.append(len(found))
+            refused = plan.Step(plan.SetLink("nothing", up=True), inside=found[min(at, len(found) - 1)].inside)
+            return (*found[:at], refused, *found[at:])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "steps", with_one_more)
+            with pytest.raises(KernelError, match="ip link set nothing up: No such device"):
+                node.attach(pod, "a")
+        assert node.state() == before, f"before step {place_in_order}"
+        if place_in_order == sizes[0]:
+            break
+    assert place_in_order > 8
+
+
 def test_killed_at_any_step_it_is_undone_at_the_next_start(node):
     pod = node.pod()
     before = node.state()
@@ -400,6 +427,20 @@ def test_a_ledger_that_cannot_be_read_is_named(node):
     with pytest.raises(TweedError) as error:
         node.open()
     assert str(node.path) in str(error.value) and "move it away" in str(error.value)
+
+
+@pytest.mark.parametrize("torn", [b"", bytes(4096), b'{"boot_id":"another","last":["10.244.1.9"],"bri', b'{"boot_id":"another"}]}]}'])
+def test_what_a_loss_of_power_left_half_written_counts_as_empty(node, torn):
+    node.path.write_bytes(torn)
+    again = node.open()
+    assert again.list() == () and again.ledger.last == ()
+
+
+def test_half_a_ledger_of_this_boot_is_refused(node):
+    node.attach(node.pod())
+    node.path.write_bytes(node.path.read_bytes()[:-9])
+    with pytest.raises(TweedError, match="move it away"):
+        node.open()
 
 
 def test_a_ledger_that_cannot_be_written_undoes_the_attachment(node, monkeypatch):

@@ -6,7 +6,7 @@ import os
 import msgspec
 import pytest
 
-from tweed.agent.files import Noted, Notes, previous_subnet, write_atomic
+from tweed.agent.files import Noted, Notes, previous_subnet, spare, write_atomic, write_swapping
 from tweed.errors import KernelError
 
 
@@ -41,6 +41,31 @@ def test_what_is_no_file_is_never_replaced(tmp_path, kind):
         write_atomic(path, "text")
     assert caught.value.errno == errno.EEXIST and os.lstat(path)[:4] == before[:4]
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_two_files_change_names_each_time(tmp_path):
+    path = tmp_path / "ledger"
+    for text in ("first", "a longer second", "3", ""):
+        write_swapping(path, text.encode())
+        assert path.read_text() == text and path.stat().st_mode & 0o777 == 0o600
+        assert set(os.listdir(tmp_path)) <= {path.name, spare(path).name}
+
+
+def test_a_write_that_was_cut_short_is_not_seen(tmp_path):
+    path = tmp_path / "ledger"
+    write_swapping(path, b"old")
+    spare(path).write_text("half of something lon")
+    assert path.read_text() == "old"
+    write_swapping(path, b"new")
+    assert path.read_text() == "new" and spare(path).read_text() == "old"
+
+
+def test_the_spare_is_not_followed_to_elsewhere(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    spare(tmp_path / "ledger").symlink_to("theirs")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_swapping(tmp_path / "ledger", b"ours")
+    assert (tmp_path / "theirs").read_text() == "theirs" and not (tmp_path / "ledger").exists()
 
 
 def test_notes_are_read_back(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from tweed.agent.host_local import Holding, holdings, in_use
 from tweed.agent.ledger import Bridge, Ledger, clock_s
 from tweed.agent.log import log
 from tweed.errors import KernelError, TweedError
-from tweed.kernel import links, sysctl, tables
+from tweed.kernel import links, settings, sysctl, tables
 from tweed.kernel.container import Container
 from tweed.kernel.netlink import Netlink
 from tweed.model import TABLE_MAIN, Change, InterfaceAddress, Link, Neighbour
@@ -197,7 +197,7 @@ class Attachments:
                 self._change(*(Change("delete", InterfaceAddress(name, Prefix.parse(text))) for text in bridge.addresses))
                 links.set_link(self.nl, name, mtu=bridge.mtu, up=bridge.up)
         self.ledger.bridges = {}
-        self.ledger.path.unlink(missing_ok=True)
+        self.ledger.remove()
 
     # ---- attaching -----------------------------------------------------------------------------------------------
 
@@ -206,13 +206,17 @@ class Attachments:
         ledger, name = self.ledger, pending.bridge
         attachment = msgspec.structs.replace(pending, pending=False)
         before = ledger.entries, ledger.bridges, ledger.last
+        known = {} if bridge.index is None else {name: bridge.index}
         done: list[Step] = []
         try:
             ledger.entries, ledger.bridges = ledger.entries | {pending.key: pending}, ledger.bridges | {name: bridge}
             ledger.save()
             for group in plan.groups(steps):
-                self._do(group, container)
-                done += group
+                if len(group) > 1:  # where one is refused, those behind it are done all the same
+                    done += group
+                self._do(group, container, known)
+                if len(group) == 1:
+                    done += group
             if bridge.index is None:
                 ledger.bridges[name] = msgspec.structs.replace(bridge, index=links.index_of(self.nl, name, f"ip link show {name}"))
             ledger.entries[pending.key] = attachment
@@ -223,7 +227,7 @@ class Attachments:
             for step in reversed(done):
                 try:
                     if step.undo is not None:
-                        self._do((Step(step.undo, inside=step.inside),), container)
+                        self._do((Step(step.undo, inside=step.inside),), container, known)
                 except KernelError as second:  # the entry stays, pending: a detach or the next start tries again
                     raise TweedError(f"{error}; and undoing it failed: {second}") from error
             ledger.entries, ledger.bridges, ledger.last = before
@@ -231,21 +235,21 @@ class Attachments:
             raise
         return attachment
 
-    def _do(self, group: tuple[Step, ...], container: Container) -> None:
-        """The action of one step, or of several that change rows, in the container or on the node. Raises KernelError."""
+    def _do(self, group: tuple[Step, ...], container: Container, known: Mapping[str, int]) -> None:
+        """The action of one step, or of several that are settings, in the container or on the node. Raises KernelError.
+
+        `known`: ifindex by name, of devices of the node.
+        """
         step = group[0]
         action: Action = step.action
         nl = container.nl if step.inside else self.nl
         match action:
+            case plan.SetLink() | plan.Hairpin() | Change():
+                settings.apply(nl, [each.action for each in group if isinstance(each.action, plan.Setting)], {} if step.inside else known)
             case plan.CreateBridge(name, mac, mtu):
                 links.create_bridge(nl, name, mac=mac, mtu=mtu)
             case plan.CreateVeth(name, mac, peer, peer_mac, mtu):
                 links.create_veth(nl, name, peer, mtu=mtu, mac=mac, peer_mac=peer_mac, peer_netns=container.netns)
-            case plan.SetLink(name, up, mtu, master, no_link_local, promisc, alias):
-                addrgenmode = None if no_link_local is None else "none" if no_link_local else "eui64"
-                links.set_link(nl, name, up=up, mtu=mtu, master=master, addrgenmode=addrgenmode, promisc=promisc, alias=alias)
-            case plan.Hairpin(port):
-                links.set_link(nl, port, hairpin=True)
             case plan.DeleteLink(name):
                 links.delete_link(nl, name)
             case plan.Sysctl(key, value):
@@ -255,11 +259,9 @@ class Attachments:
                     sysctl.write(key, value)
             case plan.Announce(device, mac, addresses):
                 container.send(device, [plan.announcement(mac, address) for address in addresses])
-            case Change():
-                self._change(*(each.action for each in group if isinstance(each.action, Change)), nl=nl)
 
-    def _change(self, *changes: Change, nl: Netlink | None = None) -> None:
-        for failure in tables.apply(nl or self.nl, changes):
+    def _change(self, *changes: Change) -> None:
+        for failure in tables.apply(self.nl, changes):
             raise KernelError(str(failure.change), failure.errno, failure.text)
 
     def _facts(self, bridge: str, container: Container) -> Facts:

@@ -100,7 +100,8 @@ def _network(settings: Settings) -> Network:
 def _forget(settings: Settings, notes: files.Notes) -> None:
     """Our files, while the lock is held."""
     sockets = (settings.socket, settings.cni_socket, settings.run_dir / "udp.sock")  # of processes that were killed
-    for path in (notes.path, settings.state_dir / "attachments.json", *sockets):
+    ledger = settings.state_dir / "attachments.json"
+    for path in (notes.path, ledger, files.spare(ledger), *sockets):
         path.unlink(missing_ok=True)
     Spool(settings.run_dir).remove()
 

@@ -17,6 +17,7 @@ from tweed.errors import KernelError, TweedError
 from tweed.kernel import links, tables
 from tweed.kernel.container import Container
 from tweed.plan.addresses import host_name
+from tweed.plan.attach import host_mac
 from tweed.plan.attachment import Attachment, AttachRequest, NoAddress, NodeNetwork, Refused, Unknown
 from tweed.plan.check import Seen, differences
 from tweed.plan.network import network_of
@@ -163,8 +164,9 @@ class Cni:
         return files.previous_subnet(Path(conf.subnet_file) if conf.subnet_file else self.agent.settings.subnet_file)
 
     def _result(self, conf: Conf, attachment: Attachment, netns: str) -> dict[str, Any]:
-        found = [links.link(self.agent.netlink, name) for name in (attachment.bridge, attachment.host_name)]
-        interfaces = [wire.Interface(link.name, link.mac, link.mtu) for link in found if link is not None]
+        bridge = links.link(self.agent.netlink, attachment.bridge)
+        interfaces = [] if bridge is None else [wire.Interface(bridge.name, bridge.mac, bridge.mtu)]
+        interfaces.append(wire.Interface(attachment.host_name, host_mac(attachment.host_name), attachment.mtu))
         interfaces.append(wire.Interface(attachment.ifname, attachment.mac, attachment.mtu, netns))
         ips = [wire.Address(address, gateway) for address, gateway in zip(attachment.addresses, attachment.gateways, strict=True)]
         return wire.result(conf, interfaces, ips, [(via.dst, via.gateway) for via in attachment.routes])

@@ -94,10 +94,10 @@ async def receive(caller: socket.socket, descriptors: list[int]) -> bytes:
     to the list as they come. Raises OSError, also when it ends before anything was said."""
     data = bytearray()
     while len(data) < CALL_MAX:
-        await readable(caller)
         try:
             part, came, _, _ = socket.recv_fds(caller, 1 << 16, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
+            await readable(caller)
             continue
         descriptors += came
         if not part:
@@ -111,8 +111,8 @@ async def receive(caller: socket.socket, descriptors: list[int]) -> bytes:
 async def readable(caller: socket.socket) -> None:
     """Until there is something to read. (The loop's own sock_recv takes no descriptors.)"""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(caller, ready.set)
+    loop.add_reader(caller.fileno(), ready.set)
     try:
         await ready.wait()
     finally:
-        loop.remove_reader(caller)
+        loop.remove_reader(caller.fileno())

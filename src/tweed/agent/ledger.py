@@ -2,7 +2,7 @@
 
 An attachment is written down as pending before its first step and as done after its last, so that whatever kill -9 leaves half-made is
 found at the next start. Of another boot only the addresses handed out last are worth anything: every container of it is gone. Therefore
-no fsync: a loss of power takes the containers too, and a file that it left empty is one of an earlier boot.
+no fsync: a loss of power takes the containers too, and a file that it left empty or torn is one of an earlier boot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from tweed.addr import format_address, parse_address
-from tweed.agent.files import write_atomic
+from tweed.agent.files import spare, write_swapping
+from tweed.agent.log import log
 from tweed.errors import TweedError
 from tweed.kernel import sysctl
 from tweed.plan import attachment as plan
@@ -77,7 +78,7 @@ class Ledger:
 
     def _load(self) -> None:
         try:
-            page = msgspec.json.decode(self.path.read_bytes() or b'{"boot_id":""}', type=Page)
+            page = self._read()
             self.last = tuple(parse_address(text) for text in page.last)
             if page.boot_id == self.boot_id:
                 self.bridges = page.bridges
@@ -90,17 +91,34 @@ class Ledger:
         except ValueError as error:
             raise TweedError(f"{self.path} cannot be read: {error}; move it away, and restart the containers of this node") from None
 
+    def _read(self) -> Page:
+        """The file. Raises OSError, and ValueError where it cannot be read and is not what an earlier boot left half written."""
+        data = self.path.read_bytes()
+        try:
+            return msgspec.json.decode(data, type=Page)
+        except ValueError:
+            of_a_boot = data.startswith(b'{"boot_id":"')  # the file's first bytes, which no loss of power tears
+            if data.strip(b"\0") and (not of_a_boot or data.startswith(f'{{"boot_id":"{self.boot_id}"'.encode())):
+                raise
+            log.warning("%s is what an earlier boot left half written: it counts as empty", self.path)
+            return Page("")
+
+    def remove(self) -> None:
+        """The file, and what it was written in."""
+        for path in (self.path, spare(self.path)):
+            path.unlink(missing_ok=True)
+
     def save(self) -> None:
         """Raises TweedError when the file cannot be written."""
         page = Page(
             self.boot_id,
             tuple(map(format_address, self.last)),
             self.bridges,
-            tuple(map(self._encode, self.entries.values())),
+            self._encoded(),
             self._freed_texts(),
         )
         try:
-            write_atomic(self.path, msgspec.json.encode(page).decode(), 0o600, durable=False)
+            write_swapping(self.path, msgspec.json.encode(page))
         except OSError as error:
             raise TweedError(f"{self.path} cannot be written: {error.strerror}") from None
 
@@ -110,12 +128,13 @@ class Ledger:
             self._freed_written = self.freed, {format_address(address): round(at, 1) for address, at in self.freed.items()}
         return self._freed_written[1]
 
-    def _encode(self, entry: Attachment) -> msgspec.Raw:
-        """Each is encoded once, since all are written at every change."""
-        known = self._written.get(entry.key)
-        if known is None or known[0] is not entry:
-            known = self._written[entry.key] = entry, msgspec.Raw(msgspec.json.encode(plan.as_json(entry)))
-        return known[1]
+    def _encoded(self) -> tuple[msgspec.Raw, ...]:
+        """The entries. Each is encoded once, since all are written at every change."""
+        written = self._written
+        for key, entry in self.entries.items():
+            if key not in written or written[key][0] is not entry:
+                written[key] = entry, msgspec.Raw(msgspec.json.encode(plan.as_json(entry)))
+        return tuple(written[key][1] for key in self.entries)
 
 
 def clock_s() -> float:

@@ -11,6 +11,8 @@ import errno
 import os
 import socket
 import stat
+import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,8 +23,11 @@ from tweed.kernel.netns import open_netns, run_in
 
 CONF6 = "net/ipv6/conf/"
 NETLINK_ROUTE = 0
-# Closing a packet socket waits for an RCU grace period (packet_release), 10 ms and more: nobody has to wait with it.
+# Closing a packet socket waits for an RCU grace period (packet_release), 10 ms and more: nobody has to wait with it. The threads start
+# a moment later and take several at once, since each time that one runs costs who attaches the next container.
 CLOSING = ThreadPoolExecutor(max_workers=4, thread_name_prefix="close-packet-socket")
+TO_CLOSE: deque[socket.socket] = deque()
+EACH, DELAY_S = 16, 0.05
 
 
 class Container:
@@ -105,13 +110,22 @@ class Container:
         if self.conf6 is not None:
             os.close(self.conf6)
         if self.packet is not None:
-            CLOSING.submit(self.packet.close)
+            TO_CLOSE.append(self.packet)
+            if len(TO_CLOSE) % EACH == 1:
+                CLOSING.submit(close_all)
 
     def __enter__(self) -> Container:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def close_all() -> None:
+    time.sleep(DELAY_S)
+    with contextlib.suppress(IndexError):
+        while True:
+            TO_CLOSE.popleft().close()
 
 
 def open_inside() -> tuple[socket.socket, socket.socket, int | None]:

@@ -8,6 +8,7 @@ answered. A refusal never stops the messages behind it. And since all answers ar
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tweed.wire import netlink as wire
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SIOCGIFNAME = 0x8910
 BUFFER = 4 << 20
 BATCH = 3000
 # What one refusal can cost in the receive buffer (its skb's truesize), so that a batch of nothing but refusals fits.
@@ -29,6 +31,7 @@ RECEIVE = 1 << 17
 DUMP_TRIES = 5
 
 PATCH = Struct("=I")
+IFREQ = Struct("=16si20x")
 
 
 def open_socket(netns: int | None, groups: int = 0, receive_buffer: int = BUFFER) -> socket.socket:
@@ -81,6 +84,14 @@ class Netlink:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def device_name(self, index: int) -> str | None:
+        """The name of the device with that index in the socket's namespace, None when there is none. (By ioctl: a tenth of a request's time.)"""
+        try:
+            answer = fcntl.ioctl(self._socket, SIOCGIFNAME, IFREQ.pack(b"", index))
+        except OSError:
+            return None
+        return wire.read_text(answer[:16])
 
     def send(self, messages: Sequence[bytes]) -> dict[int, tuple[int, str]]:
         """Have the kernel carry out all messages, in order. Returns those refused: position -> errno and the kernel's words.

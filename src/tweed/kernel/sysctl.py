@@ -78,7 +78,7 @@ def boot_id() -> str:
 
 def has_ipv6() -> bool:
     """False when the kernel was started with ipv6.disable=1 or built without."""
-    return path("net.ipv6.conf.all").is_dir()
+    return os.path.isdir(f"{ROOT}/{CONF[6]}/all")
 
 
 # ---- forwarding -------------------------------------------------------------------------------------------------

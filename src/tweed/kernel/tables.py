@@ -29,8 +29,7 @@ class Names(wire.Names):
         self.nl = nl
 
     def __missing__(self, index: int) -> str:
-        link = links.link(self.nl, index) if index else None
-        self[index] = name = super().__missing__(index) if link is None else link.name
+        self[index] = name = (self.nl.device_name(index) if index else None) or super().__missing__(index)
         return name
 
 

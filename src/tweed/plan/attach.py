@@ -117,7 +117,8 @@ class Announce(msgspec.Struct, frozen=True):
         return "; ".join(f"{'arping -U' if len(a) == 4 else 'ndsend'} {format_address(a)} {self.device}" for a in self.addresses)
 
 
-Action = CreateBridge | CreateVeth | SetLink | Hairpin | DeleteLink | Sysctl | Change | Announce
+Setting = SetLink | Hairpin | Change
+Action = CreateBridge | CreateVeth | Setting | DeleteLink | Sysctl | Announce
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -200,20 +201,26 @@ def bridge_steps(network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
 def container_steps(attachment: Attachment, network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
     """The veth, what the container's side needs to be ready when the last step is done, and the announcement."""
     inside, port = attachment.ifname, attachment.host_name
-    veth = CreateVeth(port, b"\x0a\x59" + bytes.fromhex(port[-8:]), inside, attachment.mac, network.mtu, attachment.netns)
+    veth = CreateVeth(port, host_mac(port), inside, attachment.mac, network.mtu, attachment.netns)
     steps = [Step(veth, DeleteLink(port))]
-    if not facts.loopback_up:
-        steps.append(Step(SetLink("lo", up=True), SetLink("lo", up=False), inside=True))
-    # No addresses of the kernel's own making, which would be tentative for a second: the link-local one is given below.
-    steps += [Step(SetLink(port, no_link_local=True, alias=alias(attachment))), Step(SetLink(inside, no_link_local=True), inside=True)]
     if facts.ipv6:
         steps.append(Step(Sysctl(f"net/ipv6/conf/{inside}/accept_ra", "0"), inside=True))
     if any(address.family == 6 for address in attachment.addresses):  # runtimes create namespaces with IPv6 switched off
         steps.append(Step(Sysctl(f"net/ipv6/conf/{inside}/disable_ipv6", "0"), inside=True))
-    steps += [Step(SetLink(inside, up=True), inside=True), Step(SetLink(port, master=network.bridge, up=True))]
+    if not facts.loopback_up:
+        steps.append(Step(SetLink("lo", up=True), SetLink("lo", up=False), inside=True))
+    # No addresses of the kernel's own making, which would be tentative for a second: the link-local one is given below.
+    steps += [Step(SetLink(inside, no_link_local=True), inside=True), Step(SetLink(inside, up=True), inside=True)]
+    # The port comes up last, so that it has its carrier by then and forwards at once.
+    steps += [Step(SetLink(port, no_link_local=True, alias=alias(attachment))), Step(SetLink(port, master=network.bridge, up=True))]
     if network.hairpin:
         steps.append(Step(Hairpin(port)))
     return (*steps, *map(put, rows(attachment)), announce(attachment))
+
+
+def host_mac(port: str) -> bytes:
+    """The MAC of a veth's end on the node, a function of its name as that is of what it is for."""
+    return b"\x0a\x59" + bytes.fromhex(port[-8:])
 
 
 def alias(attachment: Attachment) -> str:
@@ -260,9 +267,9 @@ def link_local(mac: bytes) -> Prefix:
 
 
 def groups(steps: tuple[Step, ...]) -> list[tuple[Step, ...]]:
-    """The steps in order, the container's rows that follow each other taken together: one send to the kernel. They need no undoing."""
-    grouped = itertools.groupby(enumerate(steps), key=lambda item: -1 if item[1].inside and isinstance(item[1].action, Change) else item[0])
-    return [tuple(step for _, step in group) for _, group in grouped]
+    """The steps in order, settings of one side that follow each other taken together: one send to the kernel."""
+    together = itertools.groupby(enumerate(steps), key=lambda item: (item[1].inside, -1 if isinstance(item[1].action, Setting) else item[0]))
+    return [tuple(step for _, step in group) for _, group in together]
 
 
 def commands(steps: tuple[Step, ...], netns: str) -> list[str]:

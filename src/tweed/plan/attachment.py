@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -78,7 +79,7 @@ class Via(msgspec.Struct, frozen=True):
         return cls(Prefix.parse(dst), parse_address(gateway))
 
 
-class NodeNetwork(msgspec.Struct, frozen=True):
+class NodeNetwork(msgspec.Struct, frozen=True, dict=True):
     """What a node offers its containers: its own subnets (None: family off), the MTU that fits both, the cluster's networks.
 
     What follows is as one CNI configuration has it. `ranges`: sets of ranges instead of the whole subnets, a container gets an address
@@ -105,11 +106,11 @@ class NodeNetwork(msgspec.Struct, frozen=True):
         """The node's own."""
         return tuple(subnet.network for subnet in (self.subnet, self.subnet6) if subnet is not None)
 
-    @property
+    @cached_property
     def sets(self) -> tuple[tuple[Range, ...], ...]:
         return self.ranges or tuple((Range.whole(subnet),) for subnet in self.subnets)
 
-    @property
+    @cached_property
     def pools(self) -> tuple[Range, ...]:
         return tuple(pool for pools in self.sets for pool in pools)
 

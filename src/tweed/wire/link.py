@@ -14,6 +14,7 @@ from tweed.wire.netlink import (
     EXCLUSIVE,
     INT,
     NESTED,
+    REQUEST,
     attribute,
     attributes,
     fixed,
@@ -186,7 +187,7 @@ def set_link(
         parts.append(attribute(IFLA_IFALIAS, alias.encode("utf-8", "surrogateescape")))
     if addrgenmode is not None:
         parts.append(nest(IFLA_AF_SPEC, nest(AF_INET6, attribute(INET6_ADDR_GEN_MODE, bytes([ADDRGENMODES[addrgenmode]])))))
-    return message(RTM_NEWLINK, 0, body(index, wanted, change), *parts)
+    return message(RTM_NEWLINK, REQUEST, body(index, wanted, change), *parts)
 
 
 def set_queue(index: int, length: int) -> bytes:
@@ -197,7 +198,9 @@ def set_queue(index: int, length: int) -> bytes:
 def set_hairpin(device: str | int, on: bool) -> bytes:
     """Whether a bridge port may send frames back out of itself (a pod that reaches itself through a service address)."""
     index, parts = which(device)
-    return message(RTM_NEWLINK, 0, body(index), *parts, nest(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), nest(INFO_SLAVE_DATA, flag(BRPORT_MODE, on))))
+    return message(
+        RTM_NEWLINK, REQUEST, body(index), *parts, nest(IFLA_LINKINFO, text(INFO_SLAVE_KIND, "bridge"), nest(INFO_SLAVE_DATA, flag(BRPORT_MODE, on)))
+    )
 
 
 def set_group(device: str | int, group: int) -> bytes:
