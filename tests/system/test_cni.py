@@ -189,10 +189,9 @@ def test_what_came_before_us_stays_in_the_result(fast, sandbox):
 @pytest.mark.parametrize("given", [*VERSIONS, "0.2.0", "9.9.9", None])
 def test_version_needs_nothing_but_the_plugin(runtime, tmp_path, given):
     """As podman asks: dummies, an empty container id, and no agent."""
-    (tmp_path / "tweed.agent").write_text("/nonexistent\n")
-    (tmp_path / "tweed").write_bytes((runtime.directories[0] / "tweed").read_bytes())
-    (tmp_path / "tweed").chmod(0o755)
-    alone = Runtime(runtime.node, tmp_path)
+    directory = shutil.copytree(runtime.directories[0], tmp_path / "bin")
+    (directory / "tweed.agent").write_text("/nonexistent\n")
+    alone = Runtime(runtime.node, directory)
     dummies = {"CNI_COMMAND": "VERSION", "CNI_NETNS": "dummy", "CNI_IFNAME": "dummy", "CNI_CONTAINERID": ""}
     answer = alone.run("tweed", {} if given is None else {"cniVersion": given}, **dummies)
     assert (answer.code, answer.stderr) == (0, "")

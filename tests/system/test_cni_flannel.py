@@ -234,6 +234,31 @@ def test_a_plugin_of_flannels_is_kept_and_brought_back(node):
     assert (directory / "flannel").read_bytes() == b"\x7fELF flannel's"
 
 
+def test_the_plugin_in_python_is_kept_compiled(node):
+    """Each call would compile it otherwise. What somebody else has put there stays."""
+    directory = node.directory / "opt"
+    words = ("--bin-dir", str(directory), "--conf-dir", str(node.directory / "none"))
+    for _ in range(2):
+        assert node.tweed("cni", "install", *words, "--relay", "python").returncode == 0
+    [compiled] = (directory / "tweed.d" / "__pycache__").iterdir()
+    before = compiled.stat().st_mtime_ns
+    (directory / "link").symlink_to("tweed")
+    for name in ("tweed", "link"):
+        answer = subprocess.run([directory / name], env={"CNI_COMMAND": "VERSION"}, input="{}", capture_output=True, text=True)
+        assert "1.1.0" in json.loads(answer.stdout)["supportedVersions"] and not answer.stderr
+    assert compiled.stat().st_mtime_ns == before
+    compiled.unlink()
+    subprocess.run([directory / "tweed"], env={"CNI_COMMAND": "VERSION"}, input=b"{}", capture_output=True, check=True)
+    assert compiled.exists()  # as after an upgrade of Python
+    (directory / "tweed.d" / "relay.py").rename(directory / "elsewhere")
+    answer = subprocess.run([directory / "tweed"], env={"CNI_COMMAND": "ADD"}, input="{}", capture_output=True, text=True)
+    assert answer.returncode == 1 and json.loads(answer.stdout)["code"] == 5 and "tweed cni install" in answer.stdout
+    (directory / "elsewhere").rename(directory / "tweed.d" / "relay.py")
+    (directory / "tweed.d" / "theirs").touch()
+    assert node.tweed("cni", "uninstall", *words).returncode == 0
+    assert sorted(str(path.relative_to(directory)) for path in directory.rglob("*")) == ["link", "tweed.d", "tweed.d/theirs"]
+
+
 def test_installing_and_uninstalling(node):
     directory, conf_dir = node.directory / "opt", node.directory / "net.d"
     conf_dir.mkdir()

@@ -350,7 +350,7 @@ def test_an_agent_with_net_admin_alone_attaches_through_the_relay_that_enters(tm
         assert failed.value.answer.error == 100 and "CAP_SYS_ADMIN" in failed.value.answer.document["msg"]
         # The Python relay does the same where Python can (3.12); here with a setns made of libc's.
         driver = "import ctypes, posix, sys; libc = ctypes.CDLL(None); posix.setns = lambda fd, kind: libc.setns(fd, kind)\n"
-        driver += "path = sys.argv[1]; exec(compile(open(path).read(), path, 'exec'), {'__name__': '__main__', '__file__': path})"
+        driver += "path = sys.argv[1]; exec(compile(open(path).read(), path, 'exec'), {'__file__': path})"
         plugin = python.directories[0] / "tweed"
         process = subprocess.run(
             node.argv(sys.executable, "-c", driver, str(plugin)),

@@ -90,6 +90,7 @@ RULES = {
     "fastpath": Rule((*LOWER, "fastpath")),
     "cni.__init__": Rule((), ()),
     "cni.relay": Rule((), ()),
+    "cni.plugin": Rule((), ("relay",)),
     "cni": Rule((*VALUES, *PURE, "cni"), ("msgspec",)),
     "web": Rule((*LOWER, "agent", "lab", "trace", "doctor", "web")),
     "commands": Rule((*LOWER, "agent", "lab", "trace", "doctor", "udp", "fastpath", "cni", "web", "bench", "commands")),

@@ -1,7 +1,6 @@
-#!/usr/bin/python3 -IS
 """CNI plugin of tweed: hands the call to the agent and its answer back. It understands nothing but VERSION.
 
-relay.c does the same: the protocol is in tweed's wire/cni.py, the files in agent/spool.py. Every import costs each container start:
+plugin.py runs it; relay.c does the same: the protocol is in tweed's wire/cni.py, the files in agent/spool.py. Every import costs each container start:
 posix is what os is made of, and here without what os imports beside it, which takes a millisecond.
 """
 
@@ -41,11 +40,6 @@ def read_file(path: bytes) -> bytes:
         return posix.read(posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC), 65536)
     except OSError:
         return b""
-
-
-def directory() -> bytes:
-    """Where this script is, symbolic links resolved."""
-    return posix.readlink(b"/proc/self/fd/%d" % posix.open(__file__, posix.O_RDONLY | posix.O_CLOEXEC)).rpartition(b"/")[0]
 
 
 def may_fail(function, *arguments) -> None:  # type: ignore[no-untyped-def]
@@ -132,8 +126,8 @@ def queue(run_dir: bytes, call: bytes) -> bool:
     return False
 
 
-def main() -> tuple[int, bytes, bytes]:
-    """Exit code, and what goes to stdout and stderr."""
+def serve(agent_file: bytes) -> tuple[int, bytes, bytes]:
+    """Exit code, and what goes to stdout and stderr. `agent_file`: which says the agent's directory."""
     command = posix.environ.get(b"CNI_COMMAND", b"")
     try:
         config = read_all(0, STDIN_MAX)
@@ -141,7 +135,7 @@ def main() -> tuple[int, bytes, bytes]:
         config = b""
     if command == b"VERSION":
         return 0, b'{"cniVersion":"%s","supportedVersions":%s}' % (version(config), VERSIONS), b""
-    run_dir = read_file(directory() + b"/tweed.agent").partition(b"\n")[0] or b"/run/tweed"
+    run_dir = read_file(agent_file).partition(b"\n")[0] or b"/run/tweed"
     variables = [b"%s=%s\0" % each for each in posix.environ.items() if each[0].startswith(b"CNI_") and each[0] != b"CNI_PATH"]
     call = b"tweed-cni=1\0" + b"".join(variables) + b"\0" + config
     code, words = 50 if command == b"STATUS" else 11, b""
@@ -166,8 +160,9 @@ def main() -> tuple[int, bytes, bytes]:
     return 1, b'{"cniVersion":"%s","code":%d,%s' % (version(config), code, rest), b""
 
 
-if __name__ == "__main__":
-    status, document, log = main()
+def run(agent_file: bytes) -> None:
+    """Does not return."""
+    status, document, log = serve(agent_file)
     write_all(2, log)
     write_all(1, document)
     posix._exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from tweed.errors import TweedError, UsageError
 SOURCE = Path(package.__file__).parent
 BIN_DIR = Path("/opt/cni/bin")
 AGENT_FILE = "tweed.agent"
+MODULES = "tweed.d"  # what the plugin in Python imports, and Python keeps compiled
+PYTHON = Path("/usr/bin/python3")
 BUILT = SOURCE / "relay"  # by script/image, since images have no compiler
 CONFLIST = "10-tweed.conflist"
 ELSEWHERE = Path("/usr/lib/cni")  # where Debian puts the other plugins, and its podman looks for them
@@ -51,11 +54,14 @@ def install(bin_dir: Path, conf_dir: Path, relay: str, flannel: bool, run_dir: P
     where = str((run_dir or agent_socket(None).parent).absolute())
     if not where.isprintable() or set(where) & set('"\\%'):
         raise UsageError(f"--run-dir {where!r}: use a path of plain letters")
-    made, kind = build(relay)
+    built = None if relay == "python" else build(required=relay == "c")
+    made, kind = built or ((SOURCE / "plugin.py").read_bytes(), f"the plugin, for {PYTHON}")
     plugin = bin_dir / ("flannel" if flannel else "tweed")
     if flannel and plugin.exists() and not is_ours(plugin):
         keep(plugin)
         click.echo(f"kept {plugin} as {plugin.name}{ASIDE}; tweed cni uninstall brings it back")
+    if built is None:
+        write_module(bin_dir / MODULES)
     for path, content, mode, what in ((bin_dir / AGENT_FILE, f"{where}\n".encode(), 0o644, f"the agent's directory, {where}"), (plugin, made, 0o755, kind)):
         replace(path, content, mode)
         click.echo(f"wrote {path}: {what}")
@@ -91,6 +97,8 @@ def uninstall(bin_dir: Path, conf_dir: Path) -> None:
         else:
             plugin.unlink()
             click.echo(f"removed {plugin}")
+    if remove_module(bin_dir / MODULES):
+        click.echo(f"removed {bin_dir / MODULES}")
     for path, ours in ((bin_dir / AGENT_FILE, True), (conf_dir / CONFLIST, uses_us(conf_dir / CONFLIST))):
         if path.exists() and ours:
             path.unlink()
@@ -102,12 +110,12 @@ def uninstall(bin_dir: Path, conf_dir: Path) -> None:
         click.echo(f"no plugin of tweed's in {bin_dir}, no network of its in {conf_dir}", err=True)
 
 
-def build(relay: str) -> tuple[bytes, str]:
-    """The plugin's bytes and what it is. Raises TweedError where a compiler was asked for and there is none that works."""
-    if relay != "python" and BUILT.exists():
+def build(*, required: bool) -> tuple[bytes, str] | None:
+    """The plugin in C and what it is; None where no compiler works, or TweedError if it is required."""
+    if BUILT.exists():
         return BUILT.read_bytes(), "the plugin, built with the image"
     why = "no C compiler"
-    if relay != "python" and (compiler := shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
+    if compiler := shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
         with tempfile.TemporaryDirectory(prefix="tweed-cni-") as directory:
             output = Path(directory) / "relay"
             for how in (["-static"], []):  # static, so that it runs in any image and starts in half the time
@@ -115,9 +123,33 @@ def build(relay: str) -> tuple[bytes, str]:
                 if done.returncode == 0:
                     return output.read_bytes(), f"the plugin, built by {compiler}"
             why = f"{compiler}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}"
-    if relay == "c":
+    if required:
         raise TweedError(f"relay.c cannot be built: {why}; use --relay python")
-    return (SOURCE / "relay.py").read_bytes(), "the plugin, for /usr/bin/python3"
+    return None
+
+
+def write_module(directory: Path) -> None:
+    """relay.py, compiled here where that can be done, else by its first call (and by the first after an upgrade of Python)."""
+    path = directory / "relay.py"
+    replace(path, (SOURCE / "relay.py").read_bytes(), 0o644)
+    compiling: list[str | Path] = [PYTHON, "-IS", "-c", "import py_compile, sys; py_compile.compile(sys.argv[1], doraise=True)", path]
+    try:
+        subprocess.run(compiling, capture_output=True, check=True)
+        click.echo(f"wrote {path}: what the plugin does")
+    except (OSError, subprocess.CalledProcessError):
+        click.echo(f"wrote {path}: what the plugin does; {PYTHON}, which it needs where it runs, does not run here")
+
+
+def remove_module(directory: Path) -> bool:
+    """Whether there was one."""
+    path, compiled = directory / "relay.py", directory / "__pycache__"
+    found = path.exists()
+    for each in (path, *compiled.glob("relay.*")):
+        each.unlink(missing_ok=True)
+    for each in (compiled, directory):
+        with contextlib.suppress(OSError):  # somebody else's files are in it, or it is not there
+            each.rmdir()
+    return found
 
 
 def replace(path: Path, content: bytes, mode: int) -> None:
@@ -148,7 +180,7 @@ def keep(plugin: Path) -> None:
 
 
 def is_ours(plugin: Path) -> bool:
-    """Both relays name the file beside them."""
+    """In C or Python, it names the file beside it."""
     try:
         return b"/tweed.agent" in plugin.read_bytes()
     except OSError:
