@@ -516,3 +516,22 @@ def test_a_metricless_route_wins_over_ours(node):
     assert tables.lookup_route(node.nl, parse_address("10.244.1.5")) == flannels
     remove(node, flannels)
     assert tables.lookup_route(node.nl, parse_address("10.244.1.5")) == ours
+
+
+def test_the_tables_that_rules_lead_an_address_to(netns):
+    """A rule that asks for more than the source is for some packets only."""
+    netns.run("""
+        ip rule add from 10.244.1.2 lookup 100 pref 10; ip rule add from 10.244.1.0/24 lookup 1000 pref 20; ip rule add from 10.244.2.0/24 lookup 101 pref 30
+        ip rule add not from 10.9.0.0/16 lookup 102 pref 40; ip rule add fwmark 1 lookup 103 pref 50; ip rule add to 10.0.0.0/8 lookup 104 pref 60
+        ip rule add iif lo lookup 105 pref 70; ip rule add ipproto tcp dport 80 lookup 106 pref 80; ip rule add uidrange 0-9 lookup 107 pref 90
+        ip rule add lookup main suppress_prefixlength 0 pref 100; ip rule add from 10.244.1.2 blackhole pref 110; ip rule add tos 4 lookup 108 pref 120
+        ip -6 rule add from fd00:1::/64 lookup 200 pref 10; ip -6 rule del lookup main
+    """)
+    found = {text: tables.tables_of(netns.nl, parse_address(text)) for text in ("10.244.1.2", "10.244.1.3", "10.9.0.1", "fd00:1::5", "fd00:2::5")}
+    assert found == {
+        "10.244.1.2": [255, 100, 1000, 254, 253],
+        "10.244.1.3": [255, 1000, 254, 253],
+        "10.9.0.1": [255, 254, 253],
+        "fd00:1::5": [255, 200],
+        "fd00:2::5": [255],
+    }

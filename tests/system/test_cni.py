@@ -541,6 +541,69 @@ def test_tuning_after_us(fast, sandbox):
     fast.delete(network, "c1", sandbox.path)
 
 
+@pytest.mark.skipif(not (DEBIAN / "tuning").exists(), reason="Debian's plugins are not installed")
+def test_an_mtu_that_tuning_gave(fast, sandbox):
+    """Its result says nothing of it; what it notes for its DEL does. The device's other end is none of its business."""
+    network = conflist() | {"plugins": [{"type": "tweed"}, {"type": "tuning", "mtu": 1300}]}
+    port = fast.add(network, "c1", sandbox.path)["interfaces"][1]["name"]
+    assert "mtu 1300" in sandbox.sh("ip link show eth0")
+    fast.check(network, "c1", sandbox.path)
+    for box, device in ((fast.node, port), (sandbox, "eth0")):
+        box.sh(f"ip link set {device} mtu 1290")
+        with pytest.raises(PluginFailed, match="1290"):
+            fast.check(network, "c1", sandbox.path)
+        box.sh(f"ip link set {device} mtu {1430 if box is fast.node else 1300}")
+    fast.delete(network, "c1", sandbox.path)
+
+
+def test_an_mtu_that_the_result_tells(fast, sandbox):
+    """As a plugin of specification 1.1 after us may say it."""
+    result = fast.add(conflist("1.1.0"), "c1", sandbox.path)
+    assert result["interfaces"][2]["mtu"] == 1430
+    result["interfaces"][2]["mtu"] = 1300
+    answer = fast.run("tweed", conf("1.1.0", prevResult=result), **variables("CHECK", sandbox))
+    assert answer.error == 103 and "eth0 has MTU 1430 instead of 1300" in answer.document["msg"]
+    sandbox.sh("ip link set eth0 mtu 1300")
+    fast.check(conflist("1.1.0"), "c1", sandbox.path)
+    fast.delete(conflist("1.1.0"), "c1", sandbox.path)
+
+
+@pytest.mark.skipif(not (DEBIAN / "sbr").exists(), reason="Debian's plugins are not installed")
+def test_source_based_routing_after_us(fast, sandbox, sandbox2):
+    """sbr moves the routes into tables of each address's own: there they are, as long as the rules that lead to them."""
+    network = conflist() | {"plugins": [{"type": "tweed"}, {"type": "sbr"}]}
+    result = fast.add(network, "c1", sandbox.path)
+    fast.add(conflist(), "other", sandbox2.path)
+    assert "default" not in sandbox.sh("ip route; ip -6 route")
+    assert not ping((sandbox2.name, address_of(result, family)) for family in (0, 1))
+    fast.check(network, "c1", sandbox.path)
+    [first, second] = [(address_of(result, family), sandbox.sh(f"ip -{v} rule show pref 32765").split()[-1]) for family, v in ((0, 4), (1, 6))]
+    for damage, mended, said in (
+        ("ip route del default table {first[1]}", "ip route add default via {gw} dev eth0 table {first[1]}", "default via {gw} dev eth0"),
+        ("ip rule del pref 32765", "ip rule add pref 32765 from {first[0]} lookup {first[1]}", "10.244.0.0/16 via {gw} dev eth0"),
+        ("ip -6 route del fd00:244::/48 table {second[1]}", "true", "fd00:244::/48 via"),
+    ):
+        words = {"first": first, "second": second, "gw": result["ips"][0]["gateway"]}
+        sandbox.sh(damage.format(**words))
+        with pytest.raises(PluginFailed) as failed:
+            fast.check(network, "c1", sandbox.path)
+        assert f"the container has lost its route {said.format(**words)}" in failed.value.answer.document["details"]
+        sandbox.sh(mended.format(**words))
+    for name, box in (("c1", sandbox), ("other", sandbox2)):
+        fast.delete(network if name == "c1" else conflist(), name, box.path)
+
+
+def test_a_route_that_the_chain_took_away(fast, sandbox):
+    """As openshift's route-override does it: it is in the result no more, so nobody misses it."""
+    result = fast.add(conflist(), "c1", sandbox.path)
+    sandbox.sh("ip route del default; ip route add default via 10.244.0.9 dev eth0 onlink")
+    with pytest.raises(PluginFailed, match="has lost its route default"):
+        fast.check(conflist(), "c1", sandbox.path)
+    result["routes"] = [route for route in result["routes"] if route["dst"] != "0.0.0.0/0"] + [{"dst": "0.0.0.0/0", "gw": "10.244.0.9"}]
+    fast.check(conflist(), "c1", sandbox.path)
+    fast.delete(conflist(), "c1", sandbox.path)
+
+
 @pytest.mark.skipif(not (DEBIAN / "portmap").exists(), reason="Debian's plugins are not installed")
 def test_first_of_a_chain_with_portmap_and_bandwidth(runtime, sandbox, sandbox2):
     network = conflist() | {

@@ -269,26 +269,85 @@ def test_two_bridges_of_one_subnet_are_refused():
 # ---- check ------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_made_is_as_it_was_made():
-    made = attachment()
+def as_made(made):
     rows = attach.rows(made)
-    bridge = Link("cni0", 3, "bridge", up=True)
-    seen = Seen(
-        bridge,
+    return Seen(
+        Link("cni0", 3, "bridge", up=True),
         frozenset(Prefix.parse(text) for text in ("10.244.1.1/24", "fd00:244:0:1::1/64")),
         Link(made.host_name, 4, "veth", mtu=1430, up=True, master=3, hairpin=True),
         Link("eth0", 2, "veth", made.mac, 1430, up=True),
         tuple(row for row in rows if isinstance(row, InterfaceAddress)),
         (*(row for row in rows if isinstance(row, Route)), Route(Prefix.parse("198.51.100.0/24"), "eth0")),
     )
-    assert differences(made, seen) == []
-    assert differences(made, msgspec.structs.replace(seen, inside=None, port=None, bridge=None)) == [
+
+
+def test_what_was_made_is_as_it_was_made():
+    made = attachment()
+    seen = as_made(made)
+    assert differences(made, seen, cni.After()) == []
+    assert differences(made, msgspec.structs.replace(seen, inside=None, port=None, bridge=None), cni.After()) == [
         "bridge cni0 is gone",
         f"{made.host_name}, the container's device on the node, is gone",
         "eth0 is gone from the container",
     ]
-    assert len(differences(made, msgspec.structs.replace(seen, addresses=(), routes=()))) == 3 + 4
+    assert len(differences(made, msgspec.structs.replace(seen, addresses=(), routes=()), cni.After())) == 3 + 4
     assert format_address(made.gateways[0]) == "10.244.1.1" and parse_mac("0a:58:0a:f4:01:02") == made.mac
+
+
+ROUTES = [("10.244.0.0/16", "10.244.1.1"), ("fd00:244::/48", "fd00:244:0:1::1"), ("::/0", "fd00:244:0:1::1")]
+WITHOUT_DEFAULT = frozenset((Prefix.parse(dst), parse_address(gateway)) for dst, gateway in ROUTES)
+DEFAULT = Prefix.parse("0.0.0.0/0")
+
+
+@pytest.mark.parametrize(
+    ("after", "mtu", "tuned", "expected"),
+    [
+        (cni.After(), 1300, None, ["eth0 has MTU 1300 instead of 1430", "lost"]),
+        (cni.After(mtu=1300), 1300, None, ["lost"]),
+        (cni.After(mtu=1300), 1430, None, ["eth0 has MTU 1430 instead of 1300", "lost"]),
+        (cni.After(), 1300, 1430, ["lost"]),
+        (cni.After(), 1300, 1400, ["eth0 has MTU 1300 instead of 1430", "lost"]),
+        (cni.After(mtu=1350), 1300, 1350, ["lost"]),
+        (cni.After(routes=WITHOUT_DEFAULT), 1430, None, []),
+        (cni.After(routes=WITHOUT_DEFAULT | {(DEFAULT, parse_address("10.244.1.9"))}), 1430, None, []),
+        (cni.After(routes=WITHOUT_DEFAULT | {(DEFAULT, parse_address("10.244.1.1"))}), 1430, None, ["lost"]),
+        (cni.After(routes=WITHOUT_DEFAULT | {(DEFAULT, None)}), 1430, None, ["lost"]),
+        (cni.After(mac=parse_mac("02:00:00:00:00:01"), routes=frozenset()), 1430, None, ["eth0 has the MAC 0a:58:0a:f4:01:02 instead of 02:00:00:00:00:01"]),
+    ],
+)
+def test_what_the_chain_says_that_it_changed_is_right(after, mtu, tuned, expected):
+    """The default route is gone here; of the MTU tuning tells nobody, but it notes what it found."""
+    made = attachment()
+    seen = as_made(made)
+    inside = msgspec.structs.replace(seen.inside, mtu=mtu)
+    routes = tuple(route for route in seen.routes if route.dst != DEFAULT)
+    found = differences(made, msgspec.structs.replace(seen, inside=inside, routes=routes, tuned=tuned), after)
+    assert found == [line.replace("lost", "the container has lost its route default via 10.244.1.1 dev eth0") for line in expected]
+
+
+INSIDE = {"name": "eth0", "sandbox": "/n", "mac": "02:00:00:00:00:01", "mtu": 1300}
+IPS = [{"address": "10.244.1.2/24"}]
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (None, cni.After()),
+        ({}, cni.After()),
+        ({"interfaces": [{**INSIDE, "sandbox": ""}, INSIDE]}, cni.After(parse_mac("02:00:00:00:00:01"), 1300)),
+        ({"interfaces": [{**INSIDE, "name": "eth1"}]}, cni.After()),
+        ({"interfaces": [{**INSIDE, "mac": 5, "mtu": "1300"}]}, cni.After()),
+        ({"interfaces": [{**INSIDE, "mac": "x", "mtu": True}, 7]}, cni.After()),
+        ({"interfaces": [{**INSIDE, "mac": None, "mtu": -1}]}, cni.After()),
+        ({"interfaces": 5, "routes": "x", "ips": {}}, cni.After()),
+        ({"ips": IPS}, cni.After(routes=frozenset())),
+        ({"routes": [{"dst": "0.0.0.0/0"}]}, cni.After()),
+        ({"ips": IPS, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "x"}, {"dst": "::/0", "gw": "y"}, 5, {}]}, cni.After(routes=frozenset([(DEFAULT, None)]))),
+        ({"ips": IPS, "routes": [{"dst": "::/0", "gw": "fd00::1"}]}, cni.After(routes=frozenset([(Prefix.parse("::/0"), parse_address("fd00::1"))]))),
+    ],
+)
+def test_what_a_result_says_of_the_containers_device(result, expected):
+    assert cni.after(conf(prevResult=result), "eth0") == expected
 
 
 # ---- the relays -------------------------------------------------------------------------------------------------

@@ -12,19 +12,19 @@ from tweed.addr import Prefix
 from tweed.model import Change, FdbEntry, InterfaceAddress, Neighbour, Route, Vtep
 from tweed.trace import rtnetlink as r
 from tweed.trace import rtnetlink_routes as routing
-from tweed.wire import link, rtnl
+from tweed.wire import link, rtnl, rule
 from tweed.wire.netlink import attribute, message, u32
 
 MAC, HOST = bytes.fromhex("862266410001"), bytes([192, 168, 2, 1])
 INDEX = {"flannel.1": 7}
 RULE = message(
-    routing.RTM_NEWRULE,
+    rule.RTM_NEWRULE,
     0,
-    routing.RULE.pack(2, 0, 16, 0, 100, 1, 0),
-    u32(routing.FRA_PRIORITY, 10),
-    attribute(routing.FRA_SRC, bytes([10, 244, 0, 0])),
-    attribute(routing.FRA_IP_PROTO, b"\6"),
-    attribute(routing.FRA_DPORT_RANGE, routing.U16_PAIR.pack(80, 90)),
+    rule.RULE.pack(2, 0, 16, 0, 100, 1, 0),
+    u32(rule.FRA_PRIORITY, 10),
+    attribute(rule.FRA_SRC, bytes([10, 244, 0, 0])),
+    attribute(rule.FRA_IP_PROTO, b"\6"),
+    attribute(rule.FRA_DPORT_RANGE, routing.U16_PAIR.pack(80, 90)),
 )
 NEXTHOP = message(
     routing.RTM_NEWNEXTHOP, 0, routing.NHMSG.pack(2, 0, 0, 0, 0), u32(routing.NHA_ID, 5), u32(routing.NHA_OIF, 7), attribute(routing.NHA_GATEWAY, HOST)

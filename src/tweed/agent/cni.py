@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tweed.agent import files
 from tweed.agent.log import log
 from tweed.agent.needs import past_iptables
@@ -27,6 +29,8 @@ from tweed.wire.flannel import SubnetEnv
 
 if TYPE_CHECKING:
     from tweed.agent.agent import Agent
+
+TUNING = Path("/run/cni/tuning")  # its dataDir where nothing else is configured
 
 
 class Cni:
@@ -98,7 +102,7 @@ class Cni:
         if attachment is None:
             raise Unknown(f"container {call.container_id} has no {call.ifname} here")
         with container(call.netns, descriptors) as inside:
-            found = differences(attachment, self._seen(attachment, inside), wire.mac_after(conf, call.ifname))
+            found = differences(attachment, self._seen(attachment, inside), wire.after(conf, call.ifname))
         if found:
             raise CniError(wire.DIFFERS, f"container {call.container_id} is not as it was attached: {found[0]}", "; ".join(found))
 
@@ -173,13 +177,15 @@ class Cni:
 
     def _seen(self, attachment: Attachment, inside: Container) -> Seen:
         nl = self.agent.netlink
+        tables_of = {(address.family, table) for address in attachment.addresses for table in tables.tables_of(inside.nl, address.address)}
         return Seen(
             bridge=links.link(nl, attachment.bridge),
             bridge_addresses=frozenset(row.address for row in tables.addresses(nl, attachment.bridge)),
             port=links.link(nl, attachment.host_name),
             inside=links.link(inside.nl, attachment.ifname),
             addresses=tuple(tables.addresses(inside.nl, attachment.ifname)),
-            routes=tuple(route for family in (4, 6) for route in tables.routes(inside.nl, family)),
+            routes=tuple(route for family, table in tables_of for route in tables.routes(inside.nl, family, table=table)),
+            tuned=mtu_before_tuning(*attachment.key),
         )
 
 
@@ -201,6 +207,18 @@ def container(path: str, descriptors: list[int]) -> Container:
         if "open network namespace" not in error.operation:
             raise
         raise Unknown(f"CNI_NETNS {path}: {error.text}") from None
+
+
+def mtu_before_tuning(container_id: str, ifname: str) -> int | None:
+    """The MTU that the plugin tuning found, where it gave a container's device another: of that it tells nobody, but for DEL it notes what was there."""
+    try:
+        return msgspec.json.decode((TUNING / f"{container_id}_{ifname}.json").read_bytes(), type=BeforeTuning).mtu
+    except (OSError, msgspec.MsgspecError):  # without a note nothing is explained
+        return None
+
+
+class BeforeTuning(msgspec.Struct):
+    mtu: int | None = None
 
 
 def translate(error: TweedError) -> CniError:

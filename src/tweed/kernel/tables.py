@@ -16,6 +16,7 @@ from tweed.kernel import links
 from tweed.kernel.netlink import BATCH, Netlink
 from tweed.model import NUD_NOARP, TABLE_MAIN, Changes, Failure, FdbEntry, InterfaceAddress, Neighbour, Route, Row
 from tweed.wire import rtnl as wire
+from tweed.wire.rule import dump_rules, tables_for
 
 # What a delete of something that is gone already answers: fdb and neighbour, route, address.
 GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
@@ -84,6 +85,21 @@ def routes(
     if protocol is not None:
         found = [row for row in found if row.protocol == protocol]
     return found
+
+
+def tables_of(nl: Netlink, src: bytes) -> list[int]:
+    """The tables that the namespace's own packets from an address are looked up in, by the order of its rules (`ip rule`).
+
+    Rules that ask for more (a mark, a port, the other end) are passed over.
+    """
+    family = 4 if len(src) == 4 else 6
+    try:
+        datagrams = nl.dump(dump_rules(family), f"ip -{family} rule")
+    except KernelError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):  # a kernel without rules has one table
+            return [TABLE_MAIN]
+        raise
+    return [table for data in datagrams for table in tables_for(data, src)]
 
 
 def neighbours(nl: Netlink, device: str, family: int) -> list[Neighbour]:

@@ -17,6 +17,7 @@ from tweed.trace import rtnetlink_routes as routing
 from tweed.trace import snapshot as s
 from tweed.wire import link as link_wire
 from tweed.wire import rtnl
+from tweed.wire.rule import dump_rules
 
 SYSCTLS = Path("/proc/sys")
 # What a walk evaluates; `*` is every device, `all` and `default`.
@@ -63,7 +64,7 @@ def node(name: str, netns: int | None = None) -> s.Node:
             devices=tuple(row for row in rows if isinstance(row, s.DeviceRow)),
             ports=tuple(row for row in rows if isinstance(row, s.PortRow)),
             addresses=tuple(rtnetlink.addresses(nl.dump(rtnl.dump_addresses(0, 0), COMMANDS["address"]), known)),
-            rules=tuple(row for f in families for row in routing.rules(dump(nl, routing.dump_rules(f), f"ip -{f} rule"))),
+            rules=tuple(row for f in families for row in routing.rules(dump(nl, dump_rules(f), f"ip -{f} rule"))),
             routes=tuple(row for f in families for row in routing.routes(dump(nl, rtnl.dump_routes(f, 0, 0, 0), f"ip -{f} route show table all"), known)),
             nexthops=tuple(routing.nexthops(dump(nl, routing.dump_nexthops(), COMMANDS["nexthop"]), known)),
             neighbours=tuple(row for f in families for row in rtnetlink.neighbours(dump(nl, rtnetlink.dump_neighbours(f), "ip neigh"), known)),

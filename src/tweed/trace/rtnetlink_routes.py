@@ -13,7 +13,7 @@ from tweed.model import PROTOCOL_NAMES, SCOPE_NAMES, TABLE_NAMES, TYPE_NAMES
 from tweed.trace import snapshot as s
 from tweed.trace.rtnetlink import U16, U16_PAIR, U32_PAIR, Found, Names, each, readable
 from tweed.wire import link as w
-from tweed.wire.netlink import FAMILIES, SIZES, attributes, check_address, fixed, message, read_text, read_u32
+from tweed.wire.netlink import SIZES, attributes, check_address, fixed, message, read_text, read_u32
 from tweed.wire.route import (
     RTA_DST,
     RTA_GATEWAY,
@@ -29,6 +29,27 @@ from tweed.wire.route import (
     RTMSG,
     RTNEXTHOP,
 )
+from tweed.wire.rule import (
+    FIB_RULE_INVERT,
+    FRA_DPORT_RANGE,
+    FRA_DST,
+    FRA_FWMARK,
+    FRA_FWMASK,
+    FRA_GOTO,
+    FRA_IIFNAME,
+    FRA_IP_PROTO,
+    FRA_L3MDEV,
+    FRA_OIFNAME,
+    FRA_PRIORITY,
+    FRA_SPORT_RANGE,
+    FRA_SRC,
+    FRA_SUPPRESS_PREFIXLEN,
+    FRA_TABLE,
+    FRA_UID_RANGE,
+    NO_SUPPRESS,
+    RTM_NEWRULE,
+    RULE,
+)
 
 RTA_METRICS, RTA_ENCAP_TYPE, RTAX_MTU = 8, 21, 2
 HOP_FLAGS = {1: "dead", 2: "pervasive", 4: "onlink", 8: "offload", 16: "linkdown", 32: "unresolved", 64: "trap"}
@@ -39,18 +60,7 @@ RTM_NEWNEXTHOP, RTM_GETNEXTHOP = 104, 106
 NHMSG, GROUP_MEMBER = Struct("=BBBBI"), Struct("=IBxxx")
 NHA_ID, NHA_GROUP, NHA_BLACKHOLE, NHA_OIF, NHA_GATEWAY, NHA_FDB = 1, 2, 4, 5, 6, 11
 
-# linux/fib_rules.h
-RTM_NEWRULE, RTM_GETRULE = 32, 34
-RULE = Struct("=BBBBBxxBI")  # family, dst length, src length, tos, table, action, flags
-FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE = 1, 2, 3, 4, 6, 10, 14, 15
-FRA_FWMASK, FRA_OIFNAME, FRA_L3MDEV, FRA_UID_RANGE, FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 16, 17, 19, 20, 22, 23, 24
-FIB_RULE_INVERT, NO_SUPPRESS = 2, 0xFFFFFFFF
 ACTIONS = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
-
-
-def dump_rules(family: int) -> bytes:
-    """All rules of a family 4 or 6."""
-    return message(RTM_GETRULE, 0, RULE.pack(FAMILIES[family], 0, 0, 0, 0, 0, 0))
 
 
 def dump_nexthops() -> bytes:

@@ -257,14 +257,34 @@ def wanted_mac(conf: Conf, args: Args) -> bytes | None:
         raise CniError(INVALID, f"runtimeConfig.mac: {error}") from None
 
 
-def mac_after(conf: Conf, ifname: str) -> bytes | None:
-    """The MAC of the container's device as the chain left it, by its prevResult: tuning may have given it another. None: it does not say."""
-    interfaces = (conf.prev_result or {}).get("interfaces")
-    for each in interfaces if isinstance(interfaces, list) else []:
-        if isinstance(each, dict) and each.get("name") == ifname and each.get("sandbox"):
-            with contextlib.suppress(ValueError):
-                return parse_mac(str(each.get("mac")))
-    return None
+class After(msgspec.Struct, frozen=True):
+    """How the chain left a container by its own word, `prevResult` at CHECK. None: it does not say.
+
+    `routes`: destination and gateway, None for the network's own. Without any where the chain took all of them away.
+    """
+
+    mac: bytes | None = None
+    mtu: int | None = None
+    routes: frozenset[tuple[Prefix, bytes | None]] | None = None
+
+
+def after(conf: Conf, ifname: str) -> After:
+    """What later plugins made of the container's device and routes: tuning may have given it another MAC, others may have taken routes away."""
+    result = conf.prev_result or {}
+    inside = next((each for each in dictionaries(result, "interfaces") if each.get("name") == ifname and each.get("sandbox")), {})
+    mac, mtu, routes = None, inside.get("mtu"), set[tuple[Prefix, bytes | None]]()
+    with contextlib.suppress(ValueError):
+        mac = parse_mac(str(inside.get("mac")))
+    for route in dictionaries(result, "routes"):
+        with contextlib.suppress(ValueError):
+            routes.add((Prefix.parse(str(route.get("dst"))).network, parse_address(str(route["gw"])) if route.get("gw") else None))
+    # Go's plugins leave out a list that is empty; a result with addresses is whole.
+    return After(mac, mtu if type(mtu) is int and mtu > 0 else None, frozenset(routes) if dictionaries(result, "ips") else None)
+
+
+def dictionaries(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    found = result.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 # ---- the answer -------------------------------------------------------------------------------------------------
