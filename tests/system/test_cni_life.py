@@ -265,6 +265,11 @@ def test_addresses_are_not_given_twice_after_a_restart(node, lost):
             pool = {"subnet": f"{address}/24".replace(address.rpartition(".")[2] + "/", "0/"), "rangeStart": address, "rangeEnd": address}
             refused = runtime.run("tweed", conf(ipam={"ranges": [[pool]]}), **variables("ADD", second.path, "b"))
             assert refused.error == 11 and "until just now" in refused.document["msg"]
+        runtime.check(NETWORK, "a", first.path)
+        listed = [{"containerID": "a", "ifname": "eth0"}]
+        for name, valid, left in (("another", [], {"a"}), ("tweed", listed, {"a"}), ("tweed", [], set())):  # by its network's name, which its device knows
+            collected = runtime.run("tweed", conf("1.1.0", **{"name": name, "cni.dev/valid-attachments": valid}), CNI_COMMAND="GC")
+            assert collected == (0, "", "") and set(attached(node)) == left
         runtime.delete(NETWORK, "a", first.path)
         assert attached(node) == {} and "veth" not in node.sh("ip link show master cni0")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tweed.addr import Prefix, format_address, parse_address, parse_mac
 from tweed.model import InterfaceAddress, Link, Route
 from tweed.plan import attach
-from tweed.plan.addresses import QUARANTINE_S, Taken, place, usable
+from tweed.plan.addresses import QUARANTINE_S, Taken, host_name, place, usable
 from tweed.plan.attachment import AttachRequest, NoAddress, NodeNetwork, Range, Refused, Span
 from tweed.plan.check import Seen, differences
 from tweed.plan.network import network_of, part_of, span_of
@@ -246,15 +246,28 @@ def test_the_first_network_of_a_container_keeps_the_default_route():
     assert [str(via.dst) for via in second.routes] == [str(CLUSTER[1]), "::/0"]
 
 
-def test_the_alias_brings_an_attachment_back():
-    made = attachment()
-    link = Link(made.host_name, 7, "veth", alias=attach.alias(made), mtu=1430)
+@pytest.mark.parametrize("network", ["", "tweed", "x" * 255])
+def test_the_alias_brings_an_attachment_back(network):
+    """The network's name only where it fits whole: a longer one is left out, as agents did before that wrote none."""
+    made = msgspec.structs.replace(attachment(), network=network)
+    link = Link(made.host_name, 7, "veth", alias=attach.alias(made), mtu=1430, hairpin=False)
     found = attach.from_alias(link, "cni0", 5.0)
     assert (found.key, found.addresses, found.mac, found.host_name, found.bridge) == (made.key, made.addresses, made.mac, made.host_name, "cni0")
+    assert (found.network, found.mtu, found.hairpin) == (network if len(network) < 10 else "", 1430, False)
     for other in ({"name": "veth00000000"}, {"kind": "bridge"}, {"alias": ""}, {"alias": "tweed x y eth0 c"}, {"alias": link.alias.replace("10.", "x.")}):
         assert attach.from_alias(msgspec.structs.replace(link, **other), "cni0", 5.0) is None
-    long = msgspec.structs.replace(made, container_id="x" * cni.CONTAINER_ID_MAX, ifname="e" * 15)
-    assert len(attach.alias(long)) < attach.ALIAS_MAX
+
+
+@settings(max_examples=60)
+@given(st.integers(1, cni.CONTAINER_ID_MAX), st.sampled_from(["eth0", "e" * 15, "é" * 7]), st.integers(1, 255))
+def test_no_alias_is_longer_than_linux_takes(container_id, ifname, network):
+    """Nor is anything but the network's name left out, or cut."""
+    made = msgspec.structs.replace(attachment("c" * container_id), ifname=ifname, network="n" * network)
+    made = msgspec.structs.replace(made, host_name=host_name(*made.key))
+    text = attach.alias(made)
+    found = attach.from_alias(Link(made.host_name, 7, "veth", alias=text), "cni0", 5.0)
+    assert len(text.encode()) <= attach.ALIAS_MAX and found.key == made.key
+    assert found.network == made.network or (found.network == "" and len(text.encode()) + 1 + network > attach.ALIAS_MAX)
 
 
 def test_two_bridges_of_one_subnet_are_refused():

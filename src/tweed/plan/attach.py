@@ -22,7 +22,7 @@ from tweed.wire.packet import tables as packet
 
 SCOPE_LINK = 253
 LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
-ALIAS_MAX = 255  # IFALIASZ, linux/if.h
+ALIAS_MAX = 255  # bytes: IFALIASZ, linux/if.h
 ALL_NODES = bytes.fromhex("ff02" + "00" * 13 + "01")
 
 # ---- steps ------------------------------------------------------------------------------------------------------
@@ -224,19 +224,21 @@ def host_mac(port: str) -> bytes:
 
 
 def alias(attachment: Attachment) -> str:
-    """What the device on the node says of itself, so that a lost ledger can be written again: whose it is comes last, it may be long."""
+    """What the device on the node says of itself, so that a lost ledger can be written again. Its network's name comes last, where there is room."""
     words = ["tweed", ",".join(map(str, attachment.addresses)), format_mac(attachment.mac), attachment.ifname, attachment.container_id]
-    return " ".join(words)[:ALIAS_MAX]
+    if attachment.network and len(" ".join([*words, attachment.network]).encode()) <= ALIAS_MAX:
+        words.append(attachment.network)
+    return " ".join(words).encode()[:ALIAS_MAX].decode(errors="ignore")
 
 
 def from_alias(link: Link, bridge: str, now: float) -> Attachment | None:
     """The attachment that a device of the node was made for, as far as its alias tells; None for a device of somebody else."""
     words = link.alias.split(" ")
-    if link.kind != "veth" or len(words) != 5 or words[0] != "tweed" or host_name(words[4], words[3]) != link.name:
+    if link.kind != "veth" or len(words) not in (5, 6) or words[0] != "tweed" or host_name(words[4], words[3]) != link.name:
         return None
     try:
-        addresses = tuple(map(Prefix.parse, words[1].split(",")))
-        return Attachment(words[4], words[3], "", link.name, bridge, parse_mac(words[2]), addresses, now, mtu=link.mtu)
+        addresses, mac, network = tuple(map(Prefix.parse, words[1].split(","))), parse_mac(words[2]), "".join(words[5:])
+        return Attachment(words[4], words[3], "", link.name, bridge, mac, addresses, now, network=network, mtu=link.mtu, hairpin=bool(link.hairpin))
     except ValueError:
         return None
 
