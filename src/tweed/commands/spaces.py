@@ -80,7 +80,7 @@ def node_paths() -> dict[str, str | None]:
             with contextlib.suppress(TweedError):  # one that has just gone, or a stale file
                 descriptor = open_netns(str(path))
                 try:
-                    if links.namespace_id(nl, descriptor) in ids and inode(descriptor) != own_netns():
+                    if links.nsid(nl, descriptor) in ids and inode(descriptor) != own_netns():
                         paths[f"{name}/{path.name}"] = str(path)
                 finally:
                     os.close(descriptor)

@@ -45,12 +45,6 @@ def index_of(nl: Netlink, name: str, operation: str) -> int:
     return found.index
 
 
-def namespace_id(nl: Netlink, netns: int) -> int | None:
-    """The number by which `nl`'s namespace knows another (a file descriptor): `lower_netns` of a device whose other end is there. None: it does not."""
-    answers = nl.request(wire.get_namespace_id(netns), "ip netns list-id")
-    return next((number for answer in answers if (number := wire.read_namespace_id(answer)) >= 0), None)
-
-
 def create_vtep(nl: Netlink, vtep: Vtep) -> None:
     """Create the VXLAN device, down and without its address, with flannel's attributes.
 

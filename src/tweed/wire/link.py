@@ -32,7 +32,6 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWNSID, RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 88, 90, 1, 3  # linux/net_namespace.h
 
 IFF_UP, IFF_RUNNING, IFF_PROMISC = 0x1, 0x40, 0x100
-RTM_GETNSID, NETNSA_NSID, NETNSA_FD = 90, 1, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 20, 26, 27, 28, 29, 37
 IFLA_TXQLEN = 13
@@ -78,17 +77,6 @@ def dump_links(kind: str | None = None) -> bytes:
     if kind is not None:
         parts.append(nest(IFLA_LINKINFO, text(INFO_KIND, kind)))
     return message(RTM_GETLINK, 0, body(), *parts)
-
-
-def get_namespace_id(netns: int) -> bytes:
-    """Ask for the number that this namespace has given another (linux/net_namespace.h)."""
-    return message(RTM_GETNSID, 0, bytes(4), u32(NETNSA_FD, netns))
-
-
-def read_namespace_id(data: bytes) -> int:
-    """-1: none."""
-    payload = attributes(data, 20, len(data)).get(NETNSA_NSID)
-    return -1 if payload is None else int(INT.unpack(payload)[0])
 
 
 def common(name: str, mac: bytes | None, mtu: int | None, netns: int | None) -> list[bytes]:
