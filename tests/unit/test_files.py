@@ -2,10 +2,12 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from tweed.agent import files
 from tweed.agent.files import Noted, Notes, previous_subnet, spare, write_atomic, write_swapping
 from tweed.errors import KernelError
 
@@ -43,7 +45,10 @@ def test_what_is_no_file_is_never_replaced(tmp_path, kind):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def test_two_files_change_names_each_time(tmp_path):
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "a file system without"])
+def test_two_files_change_names_each_time(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(files, "libc", SimpleNamespace(renameat2=lambda *_: -1))
     path = tmp_path / "ledger"
     for text in ("first", "a longer second", "3", ""):
         write_swapping(path, text.encode())
