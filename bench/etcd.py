@@ -82,7 +82,7 @@ async def write(endpoint: str) -> None:
     from tweed.errors import StoreError
     from tweed.stores.etcd import rpc_pb2 as rpc
     from tweed.stores.etcd.store import EtcdStore, put
-    from tweed.wire.flannel import format_lease
+    from tweed.wire.lease import format_lease
 
     store = EtcdStore(Settings(node_name="writer", store="etcd", etcd_endpoints=(endpoint,)))
 

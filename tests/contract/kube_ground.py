@@ -19,8 +19,8 @@ from tweed.lab.kubeserver import KubeServer
 from tweed.stores.kube.access import Access, Token, find_access, tls_context
 from tweed.stores.kube.api import Absent
 from tweed.stores.kube.store import NODES, KubeStore, path
-from tweed.wire.flannel import parse_key
 from tweed.wire.kubenode import Names
+from tweed.wire.lease import parse_key
 
 MERGE = "application/merge-patch+json"
 ANNOTATIONS = {"PublicIP": "public_ip", "PublicIPv6": "public_ip6", "BackendType": "backend_type"}

@@ -15,7 +15,7 @@ from tweed.stores import JUNK_MAX, MORE_JUNK, TTL_S
 from tweed.stores.etcd import rpc_pb2 as rpc
 from tweed.stores.etcd.client import Client
 from tweed.stores.etcd.store import PAGE, put
-from tweed.wire.flannel import format_lease
+from tweed.wire.lease import format_lease
 
 VALUE = b'{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"56:4e:6b:10:49:50"}}'
 DUAL_VALUE = (

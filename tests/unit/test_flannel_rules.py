@@ -10,7 +10,8 @@ from tweed.plan.flannel_rules import Traffic, forward, masquerade, nft_tables, o
 from tweed.plan.forward_rules import Edit, Overlay, Saved
 from tweed.plan.forward_rules import decide as open_forward
 from tweed.plan.subnets import vtep_mac
-from tweed.wire.flannel import SubnetEnv, format_lease, parse_network
+from tweed.wire.flannel import SubnetEnv, parse_network
+from tweed.wire.lease import format_lease
 
 P, A = Prefix.parse, parse_address
 NETWORK, OWN = P("10.244.0.0/16"), P("10.244.1.0/24")

@@ -14,7 +14,8 @@ from tweed.errors import Conflict, StoreError, UsageError
 from tweed.model import Endpoint, Lease, LeaseRecord, Owner
 from tweed.plan.subnets import Rival, adopt, choose, elder_rival, vtep_mac
 from tweed.stores import Given, LeaseStore
-from tweed.wire.flannel import Network, SubnetEnv, parse_key
+from tweed.wire.flannel import Network, SubnetEnv
+from tweed.wire.lease import parse_key
 
 RACES = 10
 

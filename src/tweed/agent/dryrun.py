@@ -20,7 +20,8 @@ from tweed.model import LeaseRecord, Owner
 from tweed.plan.backend import backend, check_supported
 from tweed.plan.screen import screen
 from tweed.stores import Given, Snapshot, named, open_store
-from tweed.wire.flannel import format_lease, format_subnet_env, parse_network
+from tweed.wire.flannel import format_subnet_env, parse_network
+from tweed.wire.lease import format_lease
 
 
 async def _stored(settings: Settings) -> tuple[Settings, str | None, Snapshot, Given | None]:

@@ -27,8 +27,8 @@ from tweed.stores import TTL_S, Event, NodesChoose, Snapshot
 from tweed.stores.bell import Bell
 from tweed.stores.clock import Clock
 from tweed.stores.database import Database
-from tweed.wire.flannel import format_lease, parse_lease
 from tweed.wire.gojson import printable
+from tweed.wire.lease import format_lease, parse_lease
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import msgspec
 from tweed.addr import Prefix, format_address, parse_address
 from tweed.errors import UsageError
 from tweed.model import Endpoint, Lease, Owner
-from tweed.wire.flannel import format_backend_data, lease_of
 from tweed.wire.gojson import field, read_object, shown
+from tweed.wire.lease import format_backend_data, lease_of
 
 DEFAULT_PREFIX = "flannel.alpha.coreos.com"
 # What flannel accepts: a host part with a dot, all lower case, then nothing or a word that ends in a dash.

@@ -18,8 +18,8 @@ import msgspec
 from tweed.errors import UsageError
 from tweed.model import UNKNOWN_S, Junk, Lease, LeaseRecord, Owner
 from tweed.stores.etcd.rpc_pb2 import KeyValue
-from tweed.wire.flannel import parse_lease
 from tweed.wire.gojson import printable
+from tweed.wire.lease import parse_lease
 
 NAME_MAX = 253  # a DNS name's
 

@@ -22,8 +22,8 @@ from tweed.stores.etcd import rpc_pb2 as rpc
 from tweed.stores.etcd.client import Client, TooLarge
 from tweed.stores.etcd.endpoints import Files, parse_endpoints
 from tweed.stores.etcd.layout import Layout, Span, format_owner, parse_owner, record
-from tweed.wire.flannel import format_lease
 from tweed.wire.gojson import printable
+from tweed.wire.lease import format_lease
 
 PAGE = 1000  # keys
 ASK_AT_ONCE = 64  # calls on their way
