@@ -12,7 +12,8 @@ from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
 from tweed.trace.findings import MOST_OF_A_KIND, find
 from tweed.trace.messages import sayer
-from tweed.trace.result import FINDINGS, Finding
+from tweed.trace.result import Finding
+from tweed.trace.vocabulary import FINDINGS
 
 
 def found(snapshot: s.Snapshot) -> tuple[Finding, ...]:

@@ -25,6 +25,7 @@ VALUES = ("model", "errors", "addr", "config")
 # All of the walk that needs no kernel. What is said in sentences and pictures comes last in it.
 TABLES = (
     "trace.snapshot",
+    "trace.vocabulary",
     "trace.result",
     "trace.bits",
     "trace.frames",

@@ -7,8 +7,9 @@ import string
 import pytest
 
 from tweed.trace.messages import FIGURE_ZH, LABELS, LANGUAGES, SENTENCES, label, language_of, sayer
-from tweed.trace.result import WORDS, Said
+from tweed.trace.result import Said
 from tweed.trace.svg import WORDS as FIGURE
+from tweed.trace.vocabulary import WORDS
 
 
 def parameters(text: str) -> set[str]:

@@ -16,7 +16,8 @@ from tweed.trace.cluster import Cluster
 from tweed.trace.frames import Probe
 from tweed.trace.messages import sayer
 from tweed.trace.pcap import stages_of
-from tweed.trace.result import WORDS, Said, Walk, as_json, kind_of
+from tweed.trace.result import Said, Walk, as_json
+from tweed.trace.vocabulary import WORDS, kind_of
 from tweed.trace.walk import walk
 
 

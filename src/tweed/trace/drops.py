@@ -68,7 +68,7 @@ SEND_ERRORS: Mapping[str, str] = {
 
 
 def cause_of(reason: str, function: str, error: tuple[int, int] | None = None, family: int = 4) -> str:
-    """An id of result.CAUSES, or "wrong-mac" where the device decides which. `error`: type and code of the ICMP error of a family about it."""
+    """An id of vocabulary.CAUSES, or "wrong-mac" where the device decides which. `error`: type and code of the ICMP error of a family about it."""
     name = function.partition("+")[0]
     for words, cause in REASONS:
         if reason.startswith(words):

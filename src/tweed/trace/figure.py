@@ -11,9 +11,10 @@ from tweed.trace.bits import Frame
 from tweed.trace.frames import Stage
 from tweed.trace.messages import FIGURE_ZH, Language, label, sayer
 from tweed.trace.render import sentence
-from tweed.trace.result import CAUSES, Step, Walk
+from tweed.trace.result import Step, Walk
 from tweed.trace.snapshot import Node, Snapshot
 from tweed.trace.svg import Device, Mark, NodeBox, Picture, Role, draw
+from tweed.trace.vocabulary import CAUSES
 
 # What a decision says about the device that it names ("": about the one that it is made at).
 BY_DECISION: dict[str, tuple[Role, str]] = {

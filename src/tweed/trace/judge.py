@@ -19,8 +19,9 @@ from tweed.trace.drops import ETHERNET, FORWARDS_TO_PEER, SEND_ERRORS, explain
 from tweed.trace.events import DROPPED
 from tweed.trace.firewall import Firewall
 from tweed.trace.frames import TTL, Probe
-from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk, kind_of
+from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk
 from tweed.trace.sights import Sight, is_error
+from tweed.trace.vocabulary import kind_of
 
 OUR_TABLES = "tweed-"
 

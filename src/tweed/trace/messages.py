@@ -1,6 +1,6 @@
-"""Every sentence of a walk, in English and Chinese: the only place where ids of `tweed.trace.result` become words.
+"""Every sentence of a walk, in English and Chinese: the only place where ids of `tweed.trace.vocabulary` become words.
 
-SENTENCES holds those of result.WORDS, by kind and id, in the order of LANGUAGES; their {parameters} are what WORDS says. LABELS holds what
+SENTENCES holds those of its WORDS, by kind and id, in the order of LANGUAGES; their {parameters} are what WORDS says. LABELS holds what
 pages and figures write around them. A test checks that nothing is missing and that both languages use the same parameters.
 """
 

@@ -15,7 +15,8 @@ from tweed.addr import format_address
 from tweed.trace.bits import Frame
 from tweed.trace.frames import Stage
 from tweed.trace.messages import Language, label, sayer
-from tweed.trace.result import Divergence, Finding, Quote, Said, Seen, Step, Walk, kind_of
+from tweed.trace.result import Divergence, Finding, Quote, Said, Seen, Step, Walk
+from tweed.trace.vocabulary import kind_of
 from tweed.wire.packet import Layer
 
 Span = tuple[str, str]  # text, style ("" plain)
