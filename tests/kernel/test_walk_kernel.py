@@ -10,8 +10,10 @@ import pytest
 from tweed.addr import Prefix, format_address
 from tweed.errors import KernelError
 from tweed.kernel.tables import lookup_route
+from tweed.trace.fib import metric
 from tweed.trace.read import Source, read
-from tweed.trace.tables import Flow, Tables, metric
+from tweed.trace.rules import Flow
+from tweed.trace.tables import Tables
 
 KINDS = {errno.EINVAL: "blackhole", errno.EHOSTUNREACH: "unreachable", errno.EACCES: "prohibit", errno.ENETUNREACH: "missing"}
 DEVICES = ("x0", "x1", "x2")

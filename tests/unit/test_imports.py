@@ -31,6 +31,8 @@ TABLES = (
     "trace.frames",
     "trace.read",
     "trace.parse",
+    "trace.fib",
+    "trace.rules",
     "trace.tables",
     "trace.cluster",
     "trace.path",

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tests.oracles import routes as oracle
 
 from tweed.addr import Prefix
+from tweed.trace.rules import Flow
 from tweed.trace.snapshot import NextHop, Node, RouteRow, RuleRow, Shown
-from tweed.trace.tables import Flow, Tables
+from tweed.trace.tables import Tables
 
 AT = {"source": "a:1", "text": "row"}
 TABLES = ("main", "5", "6")

@@ -17,10 +17,12 @@ from tweed.kernel import tables as kernel
 from tweed.kernel.netlink import Netlink
 from tweed.model import NUD_FAILED, NUD_INCOMPLETE, NUD_PERMANENT, TABLE_NAMES, TYPE_NAMES, Route
 from tweed.trace.cluster import Cluster
+from tweed.trace.fib import metric
 from tweed.trace.inside import port_of
 from tweed.trace.path import NO_ANSWER
 from tweed.trace.result import Asked, Finding, Said, Step, Walk
-from tweed.trace.tables import PROTOCOLS_WITH_PORTS, Answer, Flow, Tables, metric
+from tweed.trace.rules import PROTOCOLS_WITH_PORTS, Flow
+from tweed.trace.tables import Answer, Tables
 
 KINDS = {errno.EINVAL: "blackhole", errno.EHOSTUNREACH: "unreachable", errno.EACCES: "prohibit", errno.ENETUNREACH: "missing"}
 # The kernel checks a forwarded packet's source and whether the device forwards in the same call; neither is about the row.

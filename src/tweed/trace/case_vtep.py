@@ -9,7 +9,8 @@ from tweed.trace.cluster import Cluster
 from tweed.trace.intent import Intent, Peer
 from tweed.trace.path import NO_ANSWER
 from tweed.trace.result import Asked, Divergence, Fix, Quote, Said, Step, Walk
-from tweed.trace.tables import Answer, Flow, Tables, quote
+from tweed.trace.rules import Flow
+from tweed.trace.tables import Answer, Tables, quote
 from tweed.trace.underlay import HEAD, LINK, attributes_of, device_row
 
 ADDRESSES_TRIED = 8

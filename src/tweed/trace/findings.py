@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from tweed.addr import Prefix, format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
+from tweed.trace.fib import metric
 from tweed.trace.result import Finding, Quote, Said
-from tweed.trace.tables import Tables, metric, quote
+from tweed.trace.tables import Tables, quote
 from tweed.trace.underlay import HEAD, LINK, VXLAN_ADDS, attributes_of, device_row
 
 MOST_OF_A_KIND = 20  # rows; what more there are repeats what is wrong

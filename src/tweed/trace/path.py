@@ -21,7 +21,8 @@ from tweed.trace.cluster import Cluster
 from tweed.trace.firewall import Facts
 from tweed.trace.frames import PROTOCOLS, TTL, Hop, Probe
 from tweed.trace.result import Asked, Divergence, Fix, Loser, Quote, Said, Step, Verdict
-from tweed.trace.tables import Answer, Flow, Tables, quote
+from tweed.trace.rules import Flow
+from tweed.trace.tables import Answer, Tables, quote
 
 MOST_BRANCHES = 16
 OURS = ("local", "anycast")  # route types whose packets the node takes itself

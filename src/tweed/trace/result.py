@@ -71,7 +71,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     """The question that a step's row answers, so that a kernel can be asked the same.
 
     `address`: of the destination or neighbour, in an fdb the MAC. `device`: of the neighbour or the fdb; `master`: it is a bridge, and the fdb its.
-    Of a route: source, device that it came in by or must leave by, and what rules may ask beyond (as in tables.Flow).
+    Of a route: source, device that it came in by or must leave by, and what rules may ask beyond (as in rules.Flow).
     """
 
     table: Literal["route", "neighbour", "fdb"]

@@ -9,24 +9,16 @@ Rules are asked by priority, each names a table; in a table the longest prefix w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from tweed.addr import Prefix
-from tweed.model import METRIC_IPV6_DEFAULT
 from tweed.trace import snapshot as s
+from tweed.trace.fib import Fib, siblings, why_later, with_source
 from tweed.trace.firewall import Firewall
 from tweed.trace.result import Loser, Quote, Said
+from tweed.trace.rules import ANY_FLOW, DEFAULT_RULES, Flow, applies
 
-# What Linux has until somebody changes it (fib_default_rules_init). IPv6 has no table `default`.
-DEFAULT_RULES = {
-    family: tuple(s.RuleRow(source="", text="", family=family, priority=p, table=t) for p, t in rows)
-    for family, rows in {
-        4: ((0, "local"), (32766, "main"), (32767, "default")),
-        6: ((0, "local"), (32766, "main")),
-    }.items()
-}
 COMMANDS = {"route": "ip route", "neighbour": "ip neigh", "fdb": "bridge fdb"}
 FLANNEL_VXLAN = re.compile(r"flannel(-v6)?\.\d+|vxlan[\w.-]*")
 # Tunnels that a walk does not go through, by the names that their kind gives them or their network program.
@@ -34,18 +26,6 @@ OTHER_TUNNEL = re.compile(
     r"(?P<ipip>tunl\d+)|(?P<wireguard>wg\d+|flannel-wg(-v6)?|wireguard\.cali)|(?P<gre>gre\d+)|(?P<geneve>geneve\d*|cilium_geneve)|(?P<sit>sit\d+)"
 )
 FLANNEL_TUN = re.compile(r"flannel\d+|tun\d+")
-
-
-class Flow(msgspec.Struct, frozen=True, gc=False):
-    """What rules may ask about a packet beyond its addresses and devices; None: unknown. `proto` is the number in the IP header."""
-
-    proto: int | None = None
-    sport: int | None = None
-    dport: int | None = None
-
-
-ANY_FLOW = Flow()
-PROTOCOLS_WITH_PORTS = (6, 17, 132)
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -65,37 +45,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 def quote(row: s.Row) -> Quote:
     return Quote(row.source, row.text)
-
-
-class Fib:
-    """One route table of one family: rows by network, under each prefix length, longest first."""
-
-    def __init__(self, rows: Iterable[s.RouteRow], bits: int) -> None:
-        by_length: dict[int, dict[int, list[s.RouteRow]]] = {}
-        for row in rows:
-            if not row.tos:  # the packet's is 0
-                shift = bits - row.dst.length
-                by_length.setdefault(row.dst.length, {}).setdefault(row.dst.value >> shift, []).append(row)
-        self.lengths = [(bits - length, by_length[length]) for length in sorted(by_length, reverse=True)]
-        for _, networks in self.lengths:
-            for rows_here in networks.values():
-                if len(rows_here) > 1:
-                    rows_here.sort(key=metric)  # stable: of equals the first that was shown
-
-    def matches(self, value: int, near: str | None = None) -> Iterator[s.RouteRow]:
-        """The rows that contain an address, the best first. `near`: of equals those on this device come first."""
-        for shift, networks in self.lengths:
-            rows = networks.get(value >> shift, ())
-            if near is not None and len(rows) > 1:
-                rows = sorted(rows, key=lambda row: (metric(row), all(hop.device != near for hop in row.hops)))
-            yield from rows
-
-
-def metric(row: s.RouteRow) -> int:
-    """Smaller is better. An IPv6 row that shows none has the default (ip6_fib.h); only the kernel's own local rows have 0."""
-    if row.metric is not None:
-        return row.metric
-    return METRIC_IPV6_DEFAULT if len(row.dst.address) == 16 else 0
 
 
 class Tables:
@@ -136,6 +85,7 @@ class Tables:
         self.own = self.own_addresses()
         self.fibs = self.index()
         self.rules = {family: tuple(sorted((r for r in node.rules if r.family == family), key=lambda r: r.priority)) for family in (4, 6)}
+        self.no_vrf = bool(self.complete("link")) and not any(row.kind == "vrf" for row in node.devices)
         self.kinds: dict[str, tuple[str | None, Said | None]] = {}
         self.firewall = Firewall(node.nft)
 
@@ -287,10 +237,10 @@ class Tables:
         for rule in rules:
             if rule.priority < skip_to:
                 continue
-            applies = self.applies(rule, dst, src, iif, oif, flow)
-            if applies is not True:
-                if applies:
-                    assumptions.append(Said("rule-not-evaluated", {"selector": applies}))
+            fits = applies(rule, dst, src, iif, oif, flow, no_vrf=self.no_vrf)
+            if fits is not True:
+                if fits:
+                    assumptions.append(Said("rule-not-evaluated", {"selector": fits}))
                 continue
             if rule.action == "goto":
                 skip_to = rule.goto or 0
@@ -319,40 +269,6 @@ class Tables:
             later = self.later(rules, rule, family, value) if rule.table != "local" else []
             return msgspec.structs.replace(answer, losers=(*answer.losers, *losers, *later), assumptions=tuple(assumptions))
         return Answer("missing", losers=tuple(losers), assumptions=tuple(assumptions))
-
-    def applies(self, rule: s.RuleRow, dst: bytes, src: bytes | None, iif: str | None, oif: str | None, flow: Flow) -> bool | str:
-        """fib_rule_match: all selectors, then `not`. The words of a selector when nobody can tell. A packet of the node's own has iif lo."""
-        fits = (
-            (rule.src is None or (src is not None and rule.src.contains(src)))
-            and (rule.dst is None or rule.dst.contains(dst))
-            and (rule.iif is None or rule.iif == (iif or "lo"))
-            and (rule.oif is None or rule.oif == oif)
-            and (rule.fwmark is None or rule.fwmark & (rule.fwmask if rule.fwmask is not None else ~0) == 0)
-            and not rule.tos
-        )
-        if fits and (rule.others or rule.ipproto is not None or rule.sport or rule.dport or rule.uid):
-            others = self.other_selectors(rule, iif, flow)
-            fits = all(fit is not False for _, fit in others)
-            if fits and (unknown := [words for words, fit in others if fit is None]):
-                return unknown[0]
-        return fits != rule.negated
-
-    def other_selectors(self, rule: s.RuleRow, iif: str | None, flow: Flow) -> list[tuple[str, bool | None]]:
-        """Each in words, and whether it fits. What is forwarded belongs to user 0 (ip_route_input_slow); no VRF is no l3mdev."""
-        found: list[tuple[str, bool | None]] = []
-        if rule.others:
-            none = rule.others == ("l3mdev",) and bool(self.complete("link")) and not any(row.kind == "vrf" for row in self.node.devices)
-            found.append((" ".join(rule.others), False if none else None))
-        if rule.ipproto is not None:
-            found.append((f"ipproto {rule.ipproto}", None if flow.proto is None else flow.proto == rule.ipproto))
-        for name, span, port in (("sport", rule.sport, flow.sport), ("dport", rule.dport, flow.dport)):
-            if span is not None:
-                without = flow.proto is not None and flow.proto not in PROTOCOLS_WITH_PORTS
-                fits = False if without else None if port is None else span[0] <= port <= span[1]
-                found.append((f"{name} {span[0]}-{span[1]}", fits))
-        if rule.uid is not None:
-            found.append((f"uidrange {rule.uid[0]}-{rule.uid[1]}", rule.uid[0] == 0 if iif is not None else None))
-        return found
 
     def must_be_shown(self, table: str, family: int) -> bool:
         """Whether a table without rows here may yet have some. `ip route` alone shows main; the other two are what they always are."""
@@ -413,26 +329,3 @@ def local_row(row: s.Row, address: bytes, device: str) -> s.RouteRow:
     return s.RouteRow(
         source=row.source, text=row.text, dst=Prefix(address, 8 * len(address)), hops=(s.NextHop(device=device),), type="local", table="local", metric=0
     )
-
-
-def siblings(winner: s.RouteRow, row: s.RouteRow) -> bool:
-    """Whether IPv6 rows are next hops of one route: an iproute2 of 4.x shows each as a row (ip6_fib.h, rt6_qualify_for_ecmp)."""
-    return (
-        len(row.dst.address) == 16
-        and metric(row) == metric(winner)
-        and winner.type == row.type == "unicast"
-        and all(hop.gateway is not None for hop in (*winner.hops, *row.hops))
-        and bool(winner.hops and row.hops)
-    )
-
-
-def with_source(row: s.RouteRow) -> tuple[s.NextHop, ...]:
-    return tuple(msgspec.structs.replace(hop, source=hop.source or row.source, text=hop.text or row.text) for hop in row.hops)
-
-
-def why_later(row: s.RouteRow, winner: s.RouteRow) -> Said:
-    if row.dst.length < winner.dst.length:
-        return Said("shorter-prefix", {"length": str(row.dst.length), "winner": str(winner.dst.length)})
-    if metric(row) > metric(winner):
-        return Said("higher-metric", {"metric": str(metric(row)), "winner": str(metric(winner))})
-    return Said("later-row")

@@ -12,7 +12,8 @@ from tweed.trace.firewall import Facts
 from tweed.trace.frames import TTL, Hop, Tunnel
 from tweed.trace.path import NO_ANSWER, Packet, Path
 from tweed.trace.result import Asked, Divergence, Fix, Quote, Said
-from tweed.trace.tables import Flow, Tables, quote
+from tweed.trace.rules import Flow
+from tweed.trace.tables import Tables, quote
 from tweed.trace.wire import arrives
 
 FLANNEL_PORT = 8472
