@@ -35,6 +35,7 @@ TABLES = (
     "trace.rules",
     "trace.tables",
     "trace.cluster",
+    "trace.trail",
     "trace.path",
     "trace.underlay",
     "trace.vxlan",

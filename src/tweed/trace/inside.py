@@ -8,9 +8,10 @@ from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.cluster import Behind, Owner
 from tweed.trace.frames import TTL, Hop
-from tweed.trace.path import Packet, Path
+from tweed.trace.path import Path
 from tweed.trace.result import Asked, Fix, Loser, Quote, Said
 from tweed.trace.tables import Tables, quote
+from tweed.trace.trail import Packet
 
 PROXIED = (b"\xa9\xfe", b"\xfe\x80")  # 169.254.0.0/16, fe80::/16
 

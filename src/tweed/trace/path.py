@@ -1,12 +1,9 @@
 """One packet on its way: the decisions of each node's kernel, in the order in which it makes them.
 
     path = Path(cluster, probe, leave)
-    path.arrive(packet)                    fills `steps` and `outcomes`
+    path.arrive(packet)                    fills `steps` and `outcomes` of its trail
 
 Here is what every node does with every packet: check its source, route it, deliver it. What becomes of it beyond a device is `leave`'s.
-
-A packet that parts (several next hops, several remotes) is followed along each branch. It ends with one of the verdicts of
-result.VERDICTS; the first end that is no delivery and not just the end of the tables is the divergence.
 """
 
 from __future__ import annotations
@@ -19,51 +16,29 @@ from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster
 from tweed.trace.firewall import Facts
-from tweed.trace.frames import PROTOCOLS, TTL, Hop, Probe
-from tweed.trace.result import Asked, Divergence, Fix, Loser, Quote, Said, Step, Verdict
+from tweed.trace.frames import PROTOCOLS, Hop, Probe
+from tweed.trace.result import Asked, Divergence, Fix, Loser, Quote, Said
 from tweed.trace.rules import Flow
-from tweed.trace.tables import Answer, Tables, quote
+from tweed.trace.tables import Answer, quote
+from tweed.trace.trail import Packet, Trail
 
-MOST_BRANCHES = 16
 OURS = ("local", "anycast")  # route types whose packets the node takes itself
 NO_ANSWER = ("FAILED", "INCOMPLETE")
 TO_CONFIRM = ("STALE", "DELAY", "PROBE")
-NOTHING: tuple[Said, ...] = ()
-
-
-class Packet(msgspec.Struct, frozen=True, gc=False):
-    """Where the packet is. `device`: what it came in by, "" for one that the node makes itself. The MACs are of the container's own frame.
-
-    `size`: of its largest fragment in bytes, 0 while it is whole.
-    `masked`: a firewall may have replaced its source (masquerading), so that what depends on the source is not known any more.
-    """
-
-    at: Tables
-    device: str = ""
-    ttl: int = TTL
-    dst_mac: bytes | None = None
-    src_mac: bytes | None = None
-    branch: str = ""
-    seen: tuple[tuple[str, str], ...] = ()
-    masked: bool = False
-    size: int = 0
-
 
 # Takes a packet that leaves by a device for a next hop (or for the destination itself), as a route said.
 Leave = Callable[["Path", Packet, str, bytes, s.RouteRow], None]
 
 
-class Path:
-    """Follows one probe. `steps` and `outcomes` are the walk's, `divergence` its first."""
+class Path(Trail):
+    """Follows one probe: what it meets becomes the trail."""
 
     def __init__(self, cluster: Cluster, probe: Probe, leave: Leave) -> None:
+        super().__init__()
         self.cluster = cluster
         self.leave = leave
         self.probe = probe
         self.src, self.dst = probe.src, probe.dst
-        self.steps: list[Step] = []
-        self.outcomes: dict[str, Verdict] = {}
-        self.divergence: Divergence | None = None
         self.ends: set[str] = set()  # the nodes where the walk begins and where it may end
         self.rules_told: set[str] = set()
         self.flow = Flow(PROTOCOLS[probe.proto, probe.family], probe.sport, probe.dport)
@@ -71,58 +46,6 @@ class Path:
         self.aside: Divergence | None = None  # the underlay takes a way round: it arrives, if somebody there passes it on
         self.bridge_port = ""  # by which it came into the bridge that it is in
         self.source_device = ""  # of a container; a node has no one device that its own packets come from
-
-    def step(
-        self,
-        packet: Packet,
-        device: str,
-        decision: str,
-        params: dict[str, str],
-        row: Quote | None = None,
-        *,
-        losers: tuple[Loser, ...] = (),
-        assumptions: Sequence[Said] = NOTHING,
-        unknowns: Sequence[Said] = NOTHING,
-        hop: Hop | None = None,
-        question: int = 0,
-        asked: Asked | None = None,
-    ) -> None:
-        said = Said(decision, params)
-        self.steps.append(Step(packet.at.name, device, said, row, losers, tuple(assumptions), tuple(unknowns), hop, packet.branch, question, asked=asked))
-
-    def end(self, packet: Packet, verdict: Verdict) -> None:
-        """A branch is over."""
-        self.outcomes[packet.branch] = verdict
-
-    def fail(
-        self,
-        packet: Packet,
-        device: str,
-        verdict: Verdict,
-        cause: str,
-        params: dict[str, str],
-        row: Quote | None = None,
-        *,
-        evidence: tuple[Quote, ...] = (),
-        fix: tuple[Fix, ...] = (),
-        losers: tuple[Loser, ...] = (),
-        assumptions: Sequence[Said] = NOTHING,
-        asked: Asked | None = None,
-    ) -> None:
-        """It goes no further, for a cause."""
-        self.step(packet, device, cause, params, row, losers=losers, assumptions=assumptions, asked=asked)
-        self.end(packet, verdict)
-        if self.divergence is None:
-            rows = (*((row,) if row is not None else ()), *evidence)
-            self.divergence = Divergence(packet.at.name, device, Said(cause, params), tuple(q for q in rows if q.text), fix)
-
-    def parted(self, packet: Packet, count: int) -> list[Packet]:
-        """A packet for each of several ways. More ways than anyone reads are left out, all but the first few."""
-        if count == 1:
-            return [packet]
-        prefix = f"{packet.branch}." if packet.branch else ""
-        room = max(1, MOST_BRANCHES - len(self.outcomes))
-        return [msgspec.structs.replace(packet, branch=f"{prefix}{number}") for number in range(1, min(count, room) + 1)]
 
     def is_up(self, packet: Packet, device: str) -> bool:
         """False, and the end, when a device is known to be down."""
@@ -204,12 +127,6 @@ class Path:
         if mode is None:
             self.note_unknown(Said("rp-filter", {"device": device}))
         return False
-
-    def note_unknown(self, said: Said) -> None:
-        """Add to the step that was told last."""
-        last = self.steps[-1]
-        if said not in last.unknowns:
-            self.steps[-1] = msgspec.structs.replace(last, unknowns=(*last.unknowns, said))
 
     def assumptions_of(self, packet: Packet, answer: Answer) -> list[Said]:
         """Those of an answer; that the rules are the default ones is said once for a node."""
@@ -428,11 +345,6 @@ class Path:
         if self.probe.dont_fragment is not None:
             return self.probe.dont_fragment
         return self.first_mtu is None or self.probe.size <= self.first_mtu
-
-    def assume_last(self, said: Said) -> None:
-        last = self.steps[-1]
-        if said not in last.assumptions:
-            self.steps[-1] = msgspec.structs.replace(last, assumptions=(*last.assumptions, said))
 
     def resolve(self, packet: Packet, device: str, target: bytes) -> tuple[bytes | None, bool]:
         """The neighbour row of a next hop on a network where it can be asked for: its MAC, None without one, and whether to go on."""

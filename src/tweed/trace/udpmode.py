@@ -6,9 +6,10 @@ import msgspec
 
 from tweed.addr import format_address
 from tweed.trace.frames import Hop, Tunnel
-from tweed.trace.path import Packet, Path
+from tweed.trace.path import Path
 from tweed.trace.result import Said
 from tweed.trace.tables import Tables
+from tweed.trace.trail import Packet
 from tweed.trace.underlay import Remote, encapsulate
 
 FLANNEL_UDP_PORT = 8285

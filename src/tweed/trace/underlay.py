@@ -10,10 +10,11 @@ from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.firewall import Facts
 from tweed.trace.frames import TTL, Hop, Tunnel
-from tweed.trace.path import NO_ANSWER, Packet, Path
+from tweed.trace.path import NO_ANSWER, Path
 from tweed.trace.result import Asked, Divergence, Fix, Quote, Said
 from tweed.trace.rules import Flow
 from tweed.trace.tables import Tables, quote
+from tweed.trace.trail import Packet
 from tweed.trace.wire import arrives
 
 FLANNEL_PORT = 8472

@@ -13,9 +13,10 @@ import msgspec
 from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
 from tweed.trace.frames import Hop, Tunnel
-from tweed.trace.path import NO_ANSWER, Packet, Path
+from tweed.trace.path import NO_ANSWER, Path
 from tweed.trace.result import Asked, Fix, Loser, Said
 from tweed.trace.tables import Tables, quote
+from tweed.trace.trail import Packet
 from tweed.trace.underlay import FLANNEL_PORT, LINK, Remote, attributes_of, device_row, encapsulate, fdb_fix, known, outer_address
 
 DEFAULT_ENTRY = bytes(6)

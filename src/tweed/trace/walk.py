@@ -12,9 +12,10 @@ from tweed.trace import snapshot as s
 from tweed.trace.cluster import Cluster, holds_containers
 from tweed.trace.frames import Probe
 from tweed.trace.inside import from_container, leave_container, over_bridge, over_veth
-from tweed.trace.path import Packet, Path
+from tweed.trace.path import Path
 from tweed.trace.result import VERDICTS, Finding, Tier, Walk
 from tweed.trace.tables import quote
+from tweed.trace.trail import Packet
 from tweed.trace.udpmode import send_udp
 from tweed.trace.vxlan import send_vxlan
 from tweed.trace.wire import over_wire

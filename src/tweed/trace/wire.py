@@ -6,9 +6,10 @@ import msgspec
 
 from tweed.addr import format_address, format_mac
 from tweed.trace.frames import Hop
-from tweed.trace.path import Packet, Path
+from tweed.trace.path import Path
 from tweed.trace.result import Fix, Quote, Said
 from tweed.trace.tables import Tables, quote
+from tweed.trace.trail import Packet
 
 
 def over_wire(path: Path, packet: Packet, device: str, target: bytes) -> None:
