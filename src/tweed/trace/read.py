@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from tweed.trace import snapshot as s
-from tweed.trace.parse import commands, links, neighbours, routes
+from tweed.trace.parse import commands, links, routes, shapes
 from tweed.trace.parse.nodes import Table, build
 from tweed.trace.parse.parsers import PARSE, PARSE_JSON, UNREADABLE, elements_of, json_kind
-from tweed.trace.parse.words import MAC, Where, Words, looks_like_address
+from tweed.trace.parse.words import Where, Words
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COMMENT = re.compile(r"(?:^|\s+)(?://|#).*")
@@ -31,18 +31,7 @@ HOST_BEFORE = re.compile(r"(?:\[([A-Za-z][\w.-]*)\]|([A-Za-z][\w.-]*)\s*[:|])(?=
 BULLET = re.compile(r"(?:[-*+•]|\d+[.)、])\s+(?=\S)")
 ONE_LINE_ADDRESS = re.compile(r"\d+:\s+(\S+)\s+(inet6?\s.*)")  # of `ip -o addr`
 OLD_ROUTE = re.compile(r"(default|[\d.]+)\s+(\S+)\s+(\d+(?:\.\d+){3})\s+([UGHRDMAC!]+)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\S+)")  # route -n, netstat -rn
-RULE = re.compile(r"\d+:\s+(?:not\s+)?(?:from|to|iif|fwmark)\s.*")
 NFT = re.compile(r"table (?:ip|ip6|inet|bridge|arp|netdev) \S+ \{.*")
-SOCKET = re.compile(r"(?:udp6?\s+)?(?:UNCONN|ESTAB)\s+\d+\s+\d+\s.*|udp6?\s+\d+\s+\d+\s.*")
-SOCKET_HEADER = re.compile(r"(?:Netid\s+)?State\s+Recv-Q.*|Active Internet connections.*|Proto\s+Recv-Q.*")
-NEXTHOP = re.compile(r"id \d+ (?:via|dev|group|blackhole|encap)\b.*")
-VLAN = re.compile(r"(?:\S+\s+)?\d+(?:-\d+)?(?:\s+PVID)?(?:\s+Egress Untagged)?")
-VLAN_HEADER = re.compile(r"port\s+vlan[ -]ids?.*")
-# First words of an indented line that belongs to the device above it.
-LINK_MORE = re.compile(
-    r"(?:link/|inet6?\s|valid_lft|vxlan\s|veth\b|bridge|tun\b|alias|altname|vlan\s|bond|ipip|wireguard|geneve|dummy|macvlan|ipvlan|RX|TX|vf\s|\d+\s|hairpin|numtx).*"
-)
-ROW_WORDS = routes.KEYWORDS | {"lladdr", "self", "master", "vlan", "dst", "permanent", "static", "lookup"} | neighbours.NUD
 LARGEST = 256 << 20
 
 
@@ -202,9 +191,9 @@ class Reader:
         if kind in ("route", "neighbour", "fdb", "rule"):
             text = NOTE.sub("", text)
         if kind is None:
-            if SOCKET_HEADER.fullmatch(text) or VLAN_HEADER.fullmatch(text):
+            if shapes.is_header(text):
                 self.finish()
-            elif (suspicious(text) and (self.command is None or self.command.shown is not None)) or (
+            elif (shapes.is_suspicious(text) and (self.command is None or self.command.shown is not None)) or (
                 self.table is not None and self.table.shown.command and text.isascii() and not self.table.rows and self.pending is None
             ):
                 self.finish()
@@ -253,6 +242,9 @@ class Reader:
     def take_prose(self, text: str, number: int) -> None:
         self.prose.append(s.EvidenceRow(source=f"{self.name}:{number}", text=text))
 
+    def shape(self, text: str) -> s.Table | None:
+        return shapes.shape(text, self.table.shown.table if self.table is not None else None)
+
     def goes_on(self, row: str) -> bool:
         """Whether a line belongs to the row before it: an indented line of a device, a next hop, or what a terminal wrapped."""
         if self.pending is None:
@@ -260,46 +252,10 @@ class Reader:
         text = row.strip()
         first = text.split(maxsplit=1)[0]
         if self.pending.device:
-            return row[0] == " " and LINK_MORE.fullmatch(text) is not None and links.HEADER.fullmatch(text) is None
+            return row[0] == " " and shapes.is_more_of_link(text)
         if self.pending.kind not in ("route", "neighbour", "fdb", "rule"):
             return False
-        return first in ROW_WORDS or completes(self.pending.lines[-1].split()[-1], first)
-
-    def shape(self, text: str) -> s.Table | None:
-        """The table that has rows of this shape; the command before it decides between two."""
-        told = self.table.shown.table if self.table is not None else None
-        if links.HEADER.fullmatch(text):
-            if told in ("link", "address", "port"):
-                return told
-            return "port" if " master " in text and " state " in text and "priority" in text else "link"
-        if RULE.fullmatch(text):
-            return "rule"
-        if SOCKET.fullmatch(text):
-            return "socket"
-        if neighbours.SYSCTL.fullmatch(text):
-            return "sysctl"
-        if NEXTHOP.fullmatch(text):
-            return "nexthop"
-        if told == "vlan" and VLAN.fullmatch(text):
-            return "vlan"
-        if told in ("link", "address") and links.BRIEF.fullmatch(text):
-            return told
-        words = text.split()
-        if len(words) > 1 and words[1:] and MAC.fullmatch(words[0]):
-            return "fdb" if words[1] in ("dev", "dst", "vlan", "self", "master", "via", "nhid", "permanent", "offload", "extern_learn", "used") else None
-        if words[0] in routes.TYPES and len(words) > 1 and (looks_like_address(words[1]) or words[1] == "default"):
-            return "route"
-        if words[0] == "default" and len(words) > 1 and (words[1] in routes.KEYWORDS):
-            return "route"
-        if looks_like_address(words[0]):
-            if "lladdr" in words or any(word in neighbours.NUD for word in words[1:]):
-                return "neighbour"
-            if len(words) > 1 and words[1] in routes.KEYWORDS:
-                return "route"
-            # `ip route show dev X` may leave nothing but the prefix of a row.
-            if told == "route" and len(words) == 1:
-                return "route"
-        return None
+        return shapes.goes_on(self.pending.lines[-1].split()[-1], first)
 
     def finish(self) -> None:
         """Make a row of the pending lines."""
@@ -399,27 +355,12 @@ def old_route(matched: re.Match[str], where: Where) -> list[s.Row]:
     return [routes.old_route(matched, where)]
 
 
-def completes(last: str, first: str) -> bool:
-    """Whether a line's first word is what the last word of the line before it asks for."""
-    if last in ("via", "src", "dst"):
-        return looks_like_address(first) and "/" not in first
-    if last == "lladdr":
-        return MAC.fullmatch(first) is not None
-    return last in ("dev", "proto", "scope", "metric", "table", "vlan", "weight", "lookup") and not looks_like_address(first) and not MAC.fullmatch(first)
-
-
 def join_wrapped(lines: list[str]) -> str:
     """Lines of a route: each next hop keeps its own, others are one."""
     joined = lines[0]
     for line in lines[1:]:
         joined += ("\n" if line.startswith("nexthop") else " ") + line
     return joined
-
-
-def suspicious(text: str) -> bool:
-    """Whether a line wants to be a row: it begins with an address, a MAC or `default`, and is no sentence."""
-    words = text.split()
-    return text.isascii() and len(words) > 1 and (words[0] == "default" or looks_like_address(words[0]) or bool(MAC.fullmatch(words[0])))
 
 
 def reason(error: Exception) -> str:
