@@ -221,17 +221,40 @@ def test_a_node_given_back_to_flannel(node, boxes):
     assert not ping([(boxes[1].name, ours["ips"][0]["address"].partition("/")[0])])
 
 
-def test_a_plugin_of_flannels_is_kept_and_brought_back(node):
+@pytest.mark.parametrize(("name", "words"), [("flannel", ("--flannel",)), ("tweed", ())])
+def test_somebody_elses_plugin_is_kept_and_brought_back(node, name, words):
+    """Also as a symbolic link, also the one that somebody put there after us: flannel's own DaemonSet copies its plugin at each start."""
     directory = node.directory / "opt"
+    places = ("--bin-dir", str(directory), "--conf-dir", str(node.directory / "none"))
     directory.mkdir()
-    (directory / "flannel").write_bytes(b"\x7fELF flannel's")
-    install = ("cni", "install", "--bin-dir", str(directory), "--conf-dir", str(node.directory / "none"), "--flannel")
-    for _ in range(2):
-        assert node.tweed(*install).returncode == 0
-    assert (directory / "flannel").stat().st_mode & 0o777 == 0o755 and not (node.directory / "none").exists()
-    done = node.tweed("cni", "uninstall", "--bin-dir", str(directory), "--conf-dir", str(node.directory / "none"))
-    assert done.returncode == 0 and [path.name for path in directory.iterdir()] == ["flannel"]
-    assert (directory / "flannel").read_bytes() == b"\x7fELF flannel's"
+    (directory / name).write_bytes(b"\x7fELF theirs")
+
+    def install():
+        done = node.tweed("cni", "install", *places, *words)
+        assert done.returncode == 0 and b"/tweed.agent" in (directory / name).read_bytes()
+        return f"kept {directory / name}, which is not tweed's, as {name}.before-tweed; tweed cni uninstall brings it back" in done.stdout
+
+    def uninstall():
+        done = node.tweed("cni", "uninstall", *places)
+        assert done.returncode == 0
+        return sorted(path.name for path in directory.iterdir()), done.stdout, done.stderr
+
+    assert [install(), install()] == [True, False]
+    assert (directory / name).stat().st_mode & 0o777 == 0o755 and (node.directory / "none").exists() == (name == "tweed")
+    (directory / name).unlink()
+    (directory / name).write_bytes(b"\x7fELF theirs, newer")
+    left, _, said = uninstall()
+    assert left == [name, f"{name}.before-tweed"] and f"left alone {directory / name}: it is not tweed's" in said
+    assert install()
+    left, said, _ = uninstall()
+    assert left == [name] and f"brought back {directory / name}" in said
+    assert (directory / name).read_bytes() == b"\x7fELF theirs, newer"
+    (directory / name).rename(directory / "elsewhere")
+    (directory / name).symlink_to("elsewhere")
+    assert install()
+    assert (directory / "elsewhere").read_bytes() == b"\x7fELF theirs, newer"
+    (directory / name).unlink()
+    assert uninstall()[0] == ["elsewhere", name] and os.readlink(directory / name) == "elsewhere"
 
 
 def test_the_plugin_in_python_is_kept_compiled(node):
@@ -269,7 +292,13 @@ def test_installing_and_uninstalling(node):
     written = json.loads((conf_dir / "10-tweed.conflist").read_text())
     assert written["cniVersion"] == "1.0.0" and [p["type"] for p in written["plugins"]] == ["tweed", "portmap", "bandwidth"]
     assert (directory / "tweed").stat().st_mode & 0o777 == 0o755 and (conf_dir / "10-tweed.conflist").stat().st_mode & 0o777 == 0o644
+    ours = (conf_dir / "10-tweed.conflist").read_text()
+    (conf_dir / "10-tweed.conflist").write_text(ours.replace('"tweed",', '"tweed", "ipam": {"part": "1/2"},', 2))
+    assert "left alone" in node.tweed("cni", "install", *words).stdout and "1/2" in (conf_dir / "10-tweed.conflist").read_text()
+    (conf_dir / "10-tweed.conflist").write_text(json.dumps(written | {"plugins": written["plugins"][:1]}, indent=2) + "\n")
+    assert "wrote" in node.tweed("cni", "install", *words).stdout and (conf_dir / "10-tweed.conflist").read_text() == ours
     (conf_dir / "10-tweed.conflist").write_text('{"somebody": "else"}')
+    assert "left alone" in node.tweed("cni", "install", *words).stdout
     done = node.tweed("cni", "uninstall", *words)
     assert "left alone" in done.stderr and (conf_dir / "10-tweed.conflist").exists() and [*directory.iterdir()] == []
     read_only = node.tweed("cni", "install", "--bin-dir", "/proc/x", "--conf-dir", str(conf_dir))

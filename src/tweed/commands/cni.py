@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,9 @@ def install(bin_dir: Path, conf_dir: Path, relay: str, flannel: bool, run_dir: P
     built = None if relay == "python" else build(required=relay == "c")
     made, kind = built or ((SOURCE / "plugin.py").read_bytes(), f"the plugin, for {PYTHON}")
     plugin = bin_dir / ("flannel" if flannel else "tweed")
-    if flannel and plugin.exists() and not is_ours(plugin):
+    if os.path.lexists(plugin) and not is_ours(plugin):
         keep(plugin)
-        click.echo(f"kept {plugin} as {plugin.name}{ASIDE}; tweed cni uninstall brings it back")
+        click.echo(f"kept {plugin}, which is not tweed's, as {plugin.name}{ASIDE}; tweed cni uninstall brings it back")
     if built is None:
         write_module(bin_dir / MODULES)
     for path, content, mode, what in ((bin_dir / AGENT_FILE, f"{where}\n".encode(), 0o644, f"the agent's directory, {where}"), (plugin, made, 0o755, kind)):
@@ -69,13 +71,14 @@ def install(bin_dir: Path, conf_dir: Path, relay: str, flannel: bool, run_dir: P
         return
     path = conf_dir / CONFLIST
     chained = [plugin for plugin in CHAINED if any((directory / str(plugin["type"])).exists() for directory in (bin_dir, ELSEWHERE))]
-    text = msgspec.json.format(msgspec.json.encode({"cniVersion": "1.0.0", "name": "tweed", "plugins": [FIRST, *chained]}), indent=2)
-    replace(path, text + b"\n", 0o644)
-    click.echo(f"wrote {path}: network tweed, {' then '.join(str(p['type']) for p in (FIRST, *chained))}")
-    if left := [str(p["type"]) for p in CHAINED if p not in chained]:
-        click.echo(
-            f"without {' and '.join(left)}, found neither in {bin_dir} nor {ELSEWHERE}: install them and run this again (host ports and bandwidth limits)"
-        )
+    if path.exists() and not is_as_written(path):
+        click.echo(f"left alone {path}: it is not as tweed writes it; remove it and run this again to have it written anew")
+    else:
+        replace(path, conflist(chained), 0o644)
+        click.echo(f"wrote {path}: network tweed, {' then '.join(str(p['type']) for p in (FIRST, *chained))}")
+        if left := [str(p["type"]) for p in CHAINED if p not in chained]:
+            missing = f"{' and '.join(left)}, found neither in {bin_dir} nor {ELSEWHERE}"
+            click.echo(f"without {missing}: install them and run this again (host ports and bandwidth limits)")
     if rival := first_network(conf_dir):
         click.echo(f"{rival} comes before {CONFLIST} and wins: runtimes take the first file of {conf_dir} by name; remove it, or rename it to sort later")
 
@@ -88,15 +91,19 @@ def uninstall(bin_dir: Path, conf_dir: Path) -> None:
     found = False
     for plugin in (bin_dir / "tweed", bin_dir / "flannel"):
         aside = plugin.with_name(plugin.name + ASIDE)
-        if not is_ours(plugin):
+        if os.path.lexists(plugin) and not is_ours(plugin):
+            if os.path.lexists(aside):
+                click.echo(f"left alone {plugin}: it is not tweed's; {aside.name} beside it is what was there before tweed", err=True)
             continue
-        found = True
-        if aside.exists():
+        if os.path.lexists(aside):
             os.replace(aside, plugin)
             click.echo(f"brought back {plugin}")
-        else:
+        elif plugin.exists():
             plugin.unlink()
             click.echo(f"removed {plugin}")
+        else:
+            continue
+        found = True
     if remove_module(bin_dir / MODULES):
         click.echo(f"removed {bin_dir / MODULES}")
     for path, ours in ((bin_dir / AGENT_FILE, True), (conf_dir / CONFLIST, uses_us(conf_dir / CONFLIST))):
@@ -108,6 +115,19 @@ def uninstall(bin_dir: Path, conf_dir: Path) -> None:
             click.echo(f"left alone {path}: it is not as tweed writes it", err=True)
     if not found:
         click.echo(f"no plugin of tweed's in {bin_dir}, no network of its in {conf_dir}", err=True)
+
+
+def conflist(chained: Sequence[object]) -> bytes:
+    """The network that install writes, with these plugins after ours."""
+    return msgspec.json.format(msgspec.json.encode({"cniVersion": "1.0.0", "name": "tweed", "plugins": [FIRST, *chained]}), indent=2) + b"\n"
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether nobody has changed it since: with whichever plugins there were then."""
+    try:
+        return path.read_bytes() in [conflist(chained) for count in range(3) for chained in itertools.combinations(CHAINED, count)]
+    except OSError:
+        return False
 
 
 def build(*, required: bool) -> tuple[bytes, str] | None:
@@ -182,7 +202,7 @@ def keep(plugin: Path) -> None:
 def is_ours(plugin: Path) -> bool:
     """In C or Python, it names the file beside it."""
     try:
-        return b"/tweed.agent" in plugin.read_bytes()
+        return plugin.is_file() and b"/tweed.agent" in plugin.read_bytes()
     except OSError:
         return False
 
