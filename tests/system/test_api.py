@@ -223,6 +223,7 @@ def test_a_socket_left_behind_by_a_crash_is_no_obstacle(cluster: Cluster) -> Non
 
 
 ATTACH = b"POST /v1/attachments HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+DOCKER = b"PUT /v1/docker HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 HOSTILE = {
     "no HTTP at all": (b"\x00\xff\x00\xff\r\n\r\n", {400}),
     "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 200, {400}),
@@ -240,6 +241,9 @@ HOSTILE = {
     "a deep body": (ATTACH + b"Content-Length: 100000\r\n\r\n" + b"[" * 100_000, {400, 409}),
     "no UTF-8": (ATTACH + b'Content-Length: 4\r\n\r\n"\xff\xfe"', {400}),
     "a container id that is a path": (b"DELETE /v1/attachments/..%2f..%2fetc/eth0 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", {200, 400, 404, 409}),
+    "a subnet for Docker that is none": (DOCKER + b'Content-Length: 13\r\n\r\n["10.0.0/33"]', {409}),
+    "subnets for Docker without end": (DOCKER + b"Content-Length: 24001\r\n\r\n[" + b",".join([b'"fd00::/64"'] * 2000) + b"]", {409}),
+    "a number for Docker": (DOCKER + b"Content-Length: 3\r\n\r\n[1]", {400}),
     "an ifname that is too long": (b"DELETE /v1/attachments/c/" + b"e" * 300 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", {200, 400, 404, 409}),
 }
 

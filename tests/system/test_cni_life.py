@@ -293,6 +293,19 @@ def test_two_bridges_that_share_the_nodes_subnet(node):
         assert node.problems() == set()
 
 
+def test_dockers_half_stays_dockers_over_a_restart(node):
+    """Also without a docker0; and also where a configuration asks for it by name."""
+    runtime = installed(node)
+    done = node.tweed("docker-opts", "-f", str(node.subnet_file), "-d", str(node.directory / "options"), "--split")
+    assert done.returncode == 0 and done.stdout.startswith("pods keep 10.244."), done.stderr
+    node.end(signal.SIGKILL)
+    node.start()
+    with sandboxes(2) as (first, second):
+        assert runtime.add(NETWORK, "a", first.path)["ips"][0]["address"].endswith(".2/25")
+        refused = runtime.run("tweed", conf(ipam={"part": "2/2"}), **variables("ADD", second.path, "b"))
+        assert refused.error == 7 and ".128/25 is not within 10.244." in refused.document["msg"] and "what Docker leaves to pods" in refused.document["msg"]
+
+
 def test_a_node_that_gets_another_subnet(node):
     """Its old containers keep their addresses and their gateway while they live; with the last of them the old subnet is gone."""
     runtime = installed(node)

@@ -10,7 +10,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,12 +175,62 @@ def test_pods_and_docker_share_no_address(own: Lab) -> None:
         assert answer["addresses"] == ["10.244.1.2/25"]
         assert "10.244.1.1/25" in own.run("node1", "ip -o addr show dev cni0")
         done = docker_opts(own, "node1")
-        assert done.returncode == 1 and "cni0 has 10.244.1.1/25, so its pods and Docker's containers would share 10.244.1.0/24: use --split" in done.stderr
+        assert done.returncode == 1 and "cni0 has 10.244.1.1/25, so its containers and Docker's would share 10.244.1.0/24: use --split" in done.stderr
         assert docker_opts(own, "node1", "--split").returncode == 0
     finally:
         own.agent("node1", "DELETE", "/v1/attachments/c1/eth0")
         own.run("node1", "ip link del docker0")
         subprocess.run(["ip", "netns", "del", f"{own.name}-node1-x"], check=True)
+
+
+@pytest.fixture
+def attach(own: Lab) -> Iterator[Callable[[], str]]:
+    """Attaches one pod more to node1 at each call: its address."""
+    made: list[str] = []
+
+    def one_more() -> str:
+        name = f"{own.name}-node1-y{len(made)}"
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        made.append(name)
+        request = {"container_id": name, "ifname": "eth0", "netns": f"/run/netns/{name}"}
+        return str(own.agent("node1", "POST", "/v1/attachments", request)["addresses"][0])
+
+    yield one_more
+    for name in made:
+        own.agent("node1", "DELETE", f"/v1/attachments/{name}/eth0")
+        subprocess.run(["ip", "netns", "del", name], check=True)
+    own.run("node1", "ip link del cni0 || true")
+
+
+def test_a_split_holds_before_docker0_is_there(own: Lab, attach: Callable[[], str], tmp_path: Path) -> None:
+    """At boot pods may come first. What was written for Docker counts until something else is."""
+    write = ("node1", "-d", str(tmp_path / "options"))
+    done = docker_opts(own, *write, "--split")
+    assert done.returncode == 0 and done.stdout.startswith("pods keep 10.244.1.0/25, also while docker0 is not there\nwrote ")
+    assert attach().endswith("/25")
+    done = docker_opts(own, *write)
+    assert (done.returncode, done.stdout) == (1, "") and "cni0 has 10.244.1.1/25" in done.stderr and done.stderr.endswith("share 10.244.1.0/24: use --split\n")
+    assert "10.244.1.129/25" in (tmp_path / "options").read_text() and attach().endswith("/25")
+    own.run("node1", "ip link del cni0")  # nobody does that to pods that live
+    assert docker_opts(own, *write).returncode == 0 and attach().endswith("/24")
+    done = docker_opts(own, *write, "--split")
+    assert done.returncode == 1 and done.stderr.startswith("tweed: cni0 has 10.244.1.1/24, so its containers and Docker's would share 10.244.1.128/25: take")
+    assert "10.244.1.1/24" in (tmp_path / "options").read_text() and attach().endswith("/24")
+
+
+def test_docker0_on_the_subnet_of_pods_that_were_there_before(own: Lab, attach: Callable[[], str]) -> None:
+    """Nobody keeps dockerd from it, but it is said, and no pod more is attached."""
+    attach()
+    own.run("node1", "ip link add docker0 type bridge && ip addr add 10.244.1.1/24 dev docker0 && ip link set docker0 up")
+    try:
+        said = eventually(lambda: [p["text"] for p in own.agent("node1")["problems"] if p["id"] == "shared-subnet"], "the agent sees docker0", 40)
+        assert "has 10.244.1.1/24, and cni0 is on the same subnet: containers of both may get one address" in said[0]
+        with pytest.raises(Exception, match=r"docker0 has 10\.244\.1\.1/24, so its containers and the pods would share 10\.244\.1\.0/24"):
+            attach()
+    finally:
+        own.run("node1", "ip link del docker0")
+    attach()
+    eventually(lambda: not own.agent("node1")["problems"], "all is well", 40)
 
 
 def test_docker_and_pods_share_a_node(own: Lab, home: Path) -> None:

@@ -226,9 +226,16 @@ def test_reservations_are_bounded_together():
 
 
 def test_a_part_is_one_of_the_lease_also_where_docker_has_half_of_it():
-    beside_docker = msgspec.structs.replace(NODE, ranges=((Range.whole(Prefix.parse("10.244.1.0/25")),),))
-    assert network_of(conf(), beside_docker).pools[0].subnet == Prefix.parse("10.244.1.0/25")
-    assert network_of(conf(ipam={"part": "1/2"}), beside_docker).pools[0].subnet == Prefix.parse("10.244.1.0/25")
+    halves = (Prefix.parse("10.244.1.0/25"), Prefix.parse("fd00:244:0:1::/65"))
+    beside_docker = msgspec.structs.replace(NODE, ranges=tuple((Range.whole(half),) for half in halves))
+    for more in ({}, {"part": "1/2"}):
+        assert [pool.subnet for pool in network_of(conf(ipam=more), beside_docker).pools] == list(halves)
+    outside = {"subnet": "172.30.0.0/24"}
+    assert network_of(conf(ipam={"ranges": [[outside]]}), beside_docker).pools[0].subnet == Prefix.parse("172.30.0.0/24")
+    for more in ({"part": "2/2"}, {"part": "1/1"}, {"ranges": [[outside], [{"subnet": "10.244.1.0/24"}]]}, {"ranges": [[{"subnet": "10.244.1.128/26"}]]}):
+        with pytest.raises(CniError, match=r"is not within 10\.244\.1\.0/25 and fd00:244:0:1::/65, which is what Docker leaves") as error:
+            network_of(conf(ipam=more), beside_docker)
+        assert error.value.code == 7
 
 
 def test_whoever_names_an_address_need_not_wait_for_it():

@@ -6,7 +6,7 @@ import pytest
 
 from tweed.addr import Prefix
 from tweed.errors import TweedError
-from tweed.plan.docker import Options, bridge_problems, docker_half, environment, merged, options, pods_half, pods_subnet
+from tweed.plan.docker import Options, bridge_problems, check_free, docker_half, environment, merged, options, pods_half, pods_subnet
 from tweed.wire.flannel import parse_subnet_env
 
 P = Prefix.parse
@@ -76,6 +76,14 @@ def test_the_halves_are_the_whole(text: str) -> None:
         ([("docker0", "10.244.1.129/25"), ("cni0", "10.244.1.1/24")], ["shared-subnet: docker0: has 10.244.1.129/25, and cni0 is on the same subnet"]),
         ([("docker0", "10.244.1.129/25"), ("cni0", "10.244.1.1/25")], []),
         (
+            [("docker0", "10.244.1.1/24"), ("cni0", "10.244.1.1/24"), ("cni0", "fd00:0:0:1::1/64")],
+            ["shared-subnet: docker0: has 10.244.1.1/24, and cni0 is on the same subnet", "bridge-subnet: cni0: has fd00:0:0:1::1/64"],
+        ),
+        (
+            [("cni0", "10.244.1.1/24"), ("cni0", "10.244.1.1/25"), ("docker0", "10.244.1.129/25")],
+            ["shared-subnet: docker0: has 10.244.1.129/25, and cni0 is on the same subnet"],
+        ),
+        (
             [("cni0", "10.244.7.1/24"), ("cni0", "10.244.1.1/24")],
             ["bridge-subnet: cni0: has 10.244.7.1/24, but this node's subnet is 10.244.1.0/24: no other node reaches its containers; make them anew"],
         ),
@@ -107,3 +115,30 @@ def test_pods_get_what_no_other_bridge_has(bridges: list[tuple[str, str]], expec
         return
     with pytest.raises(TweedError, match=r"docker0 has 10\.244\..*, so its containers and the pods would share 10.244.1.0/24: .*--split"):
         pods_subnet(P("10.244.1.0/24"), {"cni0"}, found)
+
+
+@pytest.mark.parametrize(
+    ("split", "bridges", "expected"),
+    [
+        (False, [], None),
+        (False, [("docker0", "10.244.1.1/24"), ("br-1", "172.18.0.1/16"), ("cni0", "10.244.2.1/24")], None),
+        (True, [("cni0", "10.244.1.1/25")], None),
+        (False, [("cni0", "10.244.1.1/25")], "cni0 has 10.244.1.1/25, so its containers and Docker's would share 10.244.1.0/24: use --split"),
+        (
+            False,
+            [("cni0", "10.244.1.1/24")],
+            r"cni0 has .* share 10.244.1.0/24: take 10.244.1.1/24 from cni0, .* \(ip link del cni0\), and use --split to have both",
+        ),
+        (True, [("cni0", "10.244.1.1/24")], r"cni0 has .* share 10.244.1.128/25: take 10.244.1.1/24 from cni0, .* \(ip link del cni0\)"),
+        (True, [("cni0", "10.244.1.1/25"), ("cni1", "10.244.1.129/25")], "cni1 has 10.244.1.129/25, .* share 10.244.1.128/25: take"),
+        (False, [("br0", "10.0.0.1/8")], "br0 has 10.0.0.1/8"),
+        (True, [("cni0", "fd00:0:0:1::1/64")], "cni0 has fd00:0:0:1::1/64, .* share fd00:0:0:1:8000::/65"),
+    ],
+)
+def test_docker_gets_only_what_no_other_bridge_has(split: bool, bridges: list[tuple[str, str]], expected: str | None) -> None:
+    subnets, found = (P("10.244.1.0/24"), P("fd00:0:0:1::/64")), [(name, P(text)) for name, text in bridges]
+    if expected is None:
+        check_free(subnets, found, split=split)
+        return
+    with pytest.raises(TweedError, match=f"^{expected}"):
+        check_free(subnets, found, split=split)

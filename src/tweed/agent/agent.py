@@ -18,6 +18,7 @@ import time
 
 import msgspec
 
+from tweed.addr import Prefix
 from tweed.agent import files, needs
 from tweed.agent.attachments import Attachments
 from tweed.agent.dataplane import Dataplane, Report
@@ -40,7 +41,7 @@ from tweed.kernel.netlink import Netlink
 from tweed.model import Endpoint, Lease, Owner, Tun
 from tweed.plan.attachment import BRIDGE, NodeNetwork, Range
 from tweed.plan.backend import Backend, backend
-from tweed.plan.docker import pods_subnet
+from tweed.plan.docker import DOCKER0, pods_subnet
 from tweed.plan.screen import Problem, Screened, Screening
 from tweed.plan.underlay import NoUnderlay, Underlay
 from tweed.stores import Given, LeaseStore
@@ -201,7 +202,8 @@ class Agent:
         if self.membership.fenced:
             raise TweedError(self.membership.fenced)
         assert self.site is not None
-        own, bridges = self.membership.own.lease, self.site.container_bridges()
+        own, promised = self.membership.own.lease, [(DOCKER0, Prefix.parse(text)) for text in self.notes.noted.docker]
+        bridges = self.site.container_bridges() + promised
         subnet, subnet6 = (None if each is None else each.subnet for each in (own.v4, own.v6))
         network = NodeNetwork(subnet, subnet6, self.mtu, BRIDGE, self.dataplane.networks)
         left = tuple(pods_subnet(each, self._pod_bridges, bridges) for each in network.subnets)

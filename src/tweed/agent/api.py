@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from tweed.addr import format_address
+from tweed.addr import Prefix, format_address
 from tweed.agent.agent import Agent
 from tweed.agent.log import log
 from tweed.agent.status import document
-from tweed.errors import TweedError
+from tweed.errors import TweedError, UsageError
 from tweed.plan import attachment as attach
 from tweed.plan.screen import Problem
 
@@ -66,6 +66,7 @@ class Api:
             web.get("/v1/attachments", self.get_attachments),
             web.post("/v1/attachments", self.post_attachment),
             web.delete("/v1/attachments/{container}/{ifname}", self.delete_attachment),
+            web.put("/v1/docker", self.put_docker),
         ]
 
     async def healthz(self, _: web.Request) -> web.Response:
@@ -124,6 +125,19 @@ class Api:
         async with self.attaching:
             self.agent.attachments.detach(request.match_info["container"], request.match_info["ifname"])
         return json({})
+
+    async def put_docker(self, request: web.Request) -> web.Response:
+        """The subnets that Docker is promised, one of a family at most: docker0 may come later than pods do."""
+        texts = msgspec.json.decode(await request.read(), type=list[str])
+        try:
+            subnets = [str(Prefix.parse(text).network) for text in texts]
+        except ValueError as error:
+            raise UsageError(f"docker: {error}") from None
+        if len(subnets) > 2:
+            raise UsageError(f"docker: {len(subnets)} subnets: one of each family")
+        self.agent.notes.save(docker=subnets)
+        log.info("Docker is to have %s", " and ".join(subnets) or "no part of its own")
+        return json(subnets)
 
 
 async def serve(agent: Agent, stop: Callable[[], None], stack: AsyncExitStack) -> None:

@@ -91,7 +91,10 @@ OUR_KINDS = ("vxlan", "tun")  # of the devices that an agent makes: one of anoth
 
 
 class Noted(msgspec.Struct):
-    """What this node's agents made or changed, oldest value first. `sysctls`: key and the value before us."""
+    """What this node's agents made or changed, oldest value first. `sysctls`: key and the value before us.
+
+    `docker`: the subnets that Docker was promised, which pods are not to have.
+    """
 
     devices: list[str] = []
     networks: list[str] = []
@@ -99,6 +102,7 @@ class Noted(msgspec.Struct):
     sysctls: list[tuple[str, str]] = []
     nft_vnis: list[int] = []
     iptables_vnis: list[int] = []
+    docker: list[str] = []
 
 
 class Notes:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 import click
 
+from tweed.addr import Prefix
+from tweed.agent.client import AgentError, call
 from tweed.agent.files import read_text, write_atomic
-from tweed.commands.common import agent_flags
+from tweed.commands.common import agent_flags, agent_socket
 from tweed.config import load
 from tweed.errors import TweedError, UsageError
 from tweed.kernel import links, tables
 from tweed.kernel.netlink import Netlink
 from tweed.plan import docker
 from tweed.wire.flannel import SubnetEnv, parse_subnet_env
-
-BRIDGE = "cni0"
 
 
 @click.command("docker-opts")
@@ -29,7 +30,7 @@ BRIDGE = "cni0"
 @click.option("-k", "key", default="DOCKER_OPTS", show_default=True, metavar="NAME", help="Name of that variable.")
 @click.option("-m", "no_ip_masq", is_flag=True, help="Leave --ip-masq out (for a dockerd that does not know it).")
 @click.option("--daemon-json", type=click.Path(path_type=Path), metavar="FILE", help="Set the keys in dockerd's daemon.json; others stay.")
-@click.option("--split", is_flag=True, help=f"Docker gets the upper half of the subnet, {BRIDGE}'s pods keep the lower one.")
+@click.option("--split", is_flag=True, help="Docker gets the upper half of the subnet, pods keep the lower one.")
 def docker_opts(
     flannel_env: Path | None,
     docker_env: Path | None,
@@ -48,8 +49,10 @@ def docker_opts(
     source = flannel_env or load(agent_flags(), os.environ, socket.gethostname())[0].subnet_file
     env = subnet_of(source)
     options = docker.options(env, ip_masq=not no_ip_masq, split=split)
-    check_bridges(env, split)
+    docker.check_free(env.subnets, container_bridges(), split=split)
     both = not individual and not combined
+    if daemon_json is not None or docker_env is not None:
+        tell_agent(env.subnets, split=split)
     if daemon_json is not None:
         put(daemon_json, docker.merged(read_text(daemon_json) or "", options, str(daemon_json)), options)
         return
@@ -69,17 +72,22 @@ def subnet_of(path: Path) -> SubnetEnv:
     return env
 
 
-def check_bridges(env: SubnetEnv, split: bool) -> None:
-    """Raises TweedError where pods already use addresses that Docker would give to its containers."""
+def container_bridges() -> list[docker.Bridge]:
+    """All bridges of this network namespace with their addresses."""
     with Netlink() as nl:
-        bridge = links.link(nl, BRIDGE)
-        on_bridge = [row.address for row in tables.addresses(nl, BRIDGE)] if bridge is not None else []
-    for subnet in env.subnets:
-        wanted = docker.docker_half(subnet) if split else subnet
-        for address in on_bridge:
-            if address.network.overlaps(wanted):
-                how = f"remove {BRIDGE} while no pod is on it (ip link del {BRIDGE})" if split else "use --split"
-                raise TweedError(f"{BRIDGE} has {address}, so its pods and Docker's containers would share {wanted}: {how}")
+        return [(link.name, row.address) for link in links.links(nl, "bridge") for row in tables.addresses(nl, link.name)]
+
+
+def tell_agent(subnets: Collection[Prefix], *, split: bool) -> None:
+    """Of a split subnet pods keep the lower half from now on, also before docker0 is there; of any other they may have all again."""
+    try:
+        call(agent_socket(None), "PUT", "/v1/docker", [str(docker.docker_half(subnet)) for subnet in subnets] if split else [])
+    except AgentError as error:
+        if split:
+            click.echo(f"until docker0 is there, pods may get addresses of its half too, since the agent does not know of it: {error}", err=True)
+        return
+    if split:
+        click.echo(f"pods keep {' and '.join(str(docker.pods_half(subnet)) for subnet in subnets)}, also while docker0 is not there")
 
 
 def put(path: Path, text: str, options: docker.Options) -> None:

@@ -22,6 +22,7 @@ from tweed.plan.screen import Problem
 from tweed.wire.flannel import SubnetEnv
 
 Bridge = tuple[str, Prefix]  # device and address, host bits kept
+DOCKER0 = "docker0"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -80,8 +81,20 @@ def pods_half(subnet: Prefix) -> Prefix:
     return Prefix(subnet.address, subnet.length + 1)
 
 
+def check_free(subnets: Collection[Prefix], bridges: list[Bridge], *, split: bool) -> None:
+    """Raises TweedError where another bridge already has addresses that Docker would give to its containers."""
+    for subnet in subnets:
+        wanted = docker_half(subnet) if split else subnet
+        for name, address in bridges:
+            if name == DOCKER0 or not address.network.overlaps(wanted):
+                continue
+            in_the_way = f"take {address} from {name}, or remove it while no container is on it (ip link del {name})"
+            how = "use --split" if not address.network.overlaps(docker_half(subnet)) else in_the_way + ("" if split else ", and use --split to have both")
+            raise TweedError(f"{name} has {address}, so its containers and Docker's would share {wanted}: {how}")
+
+
 def pods_subnet(subnet: Prefix, pods: Collection[str], bridges: list[Bridge]) -> Prefix:
-    """What is left of the node's subnet for pods: all of it, or the lower half where another bridge than `pods` is in the upper one.
+    """What is left of the node's subnet for pods: all of it, or the lower half where another bridge than `pods` is in the upper one (or will be).
 
     Raises TweedError where such a bridge is anywhere else in it.
     """
@@ -119,7 +132,7 @@ def bridge_problems(networks: tuple[Prefix, ...], subnets: tuple[Prefix, ...], p
     `pods`: the bridges that tweed itself puts pods on.
     """
     found = []
-    podded = {name: address for name, address in bridges if name in pods}
+    podded = [(name, address) for name, address in bridges if name in pods]
     for name, address in bridges:
         if not any(network.contains(address.address) for network in networks):
             continue
@@ -130,7 +143,7 @@ def bridge_problems(networks: tuple[Prefix, ...], subnets: tuple[Prefix, ...], p
             found.append(Problem("bridge-subnet", name, f"has {address}, but this node's subnet is {mine}: no other node reaches its containers; {way_out}"))
         elif name in pods:
             continue
-        elif shared := [other for other, theirs in podded.items() if address.network.overlaps(theirs.network)]:
+        elif shared := [other for other, theirs in podded if address.network.overlaps(theirs.network)]:
             text = f"has {address}, and {shared[0]} is on the same subnet: containers of both may get one address; split it (tweed docker-opts --split)"
             found.append(Problem("shared-subnet", name, text))
     return found

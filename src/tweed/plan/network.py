@@ -47,6 +47,10 @@ def of_tweed(conf: Conf, node: NodeNetwork) -> NodeNetwork:
     on_overlay = any(subnet.contains(pool.subnet) for pool in network.pools for subnet in node.subnets)
     if conf.ip_masq and not on_overlay:
         raise CniError(UNSUPPORTED, "unsupported field ipMasq: true; tweed masquerades what leaves the overlay, and these ranges are outside of it")
+    for pool in network.pools:
+        if any(own.overlaps(pool.subnet) for own in node.subnets) and not any(left.subnet.contains(pool.subnet) for left in node.pools):
+            left = " and ".join(str(each.subnet) for each in node.pools)
+            raise CniError(INVALID, f"{pool.subnet} is not within {left}, which is what Docker leaves to pods: choose a range or part of that")
     return network if on_overlay or not network.ranges else msgspec.structs.replace(network, networks=())
 
 
