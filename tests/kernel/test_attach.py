@@ -459,6 +459,29 @@ def test_a_ledger_that_cannot_be_written_undoes_the_attachment(node, monkeypatch
     assert node.state() == before and len(writes) == 3 and node.attachments.list() == ()
 
 
+def test_a_full_disk(node, tmp_path):
+    """What has a file and its spare goes on within their blocks; what would need another is refused, with the kernel as before."""
+    disk, pods = tmp_path / "disk", [node.pod() for _ in range(12)]
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=True)
+    try:
+        node.path = disk / "attachments.json"
+        node.attachments = node.open()
+        node.attach(pods[0], "0")
+        with pytest.raises(OSError, match="No space left"), (disk / "theirs").open("wb", buffering=0) as theirs:
+            while True:
+                theirs.write(bytes(4096))
+        with pytest.raises(TweedError, match=r"attachments\.json cannot be written: No space left on device"):
+            for number in range(1, len(pods)):
+                before = node.state()
+                node.attach(pods[number], f"{number}" + "x" * 100)
+        assert node.state() == before and len(node.attachments.list()) == len(node.open().list()) == number > 1
+        (disk / "theirs").unlink()
+        node.attach(pods[number], str(number))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_the_commands_that_are_printed_do_the_same(node, tmp_path):
     """The plan as text, typed into a shell, ends in the same kernel state as the agent's own calls."""
     pod = node.pod()
