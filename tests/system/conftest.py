@@ -49,6 +49,14 @@ class Pod(NamedTuple):
     def __str__(self) -> str:
         return f"{self.node}/{self.name}"
 
+    def do(self, function: Callable[[], Any]) -> Any:
+        """What the function returns inside: with it a pod can be the end of a `Stream`."""
+        descriptor = open_netns(self.netns)
+        try:
+            return run_in(descriptor, function)
+        finally:
+            os.close(descriptor)
+
 
 class Lab(registry.Lab, frozen=True):
     """A lab that is up: its registry entry, and what tests do with it."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.system.conftest import Lab, all_pairs, eventually, ping, running, tweed
 from tests.system.stream import Stream
 
-from tweed.kernel.netns import open_netns, run_in
 from tweed.lab import processes
 
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10:244::/48"}
@@ -143,19 +141,6 @@ def test_into_the_udp_mode_and_out_of_it_nothing_stays_behind() -> None:
         talk(lab, (4,))
 
 
-class Space(NamedTuple):
-    """A namespace of the lab, as a stream's end."""
-
-    netns: str
-
-    def do(self, function: Callable[[], Any]) -> Any:
-        descriptor = open_netns(self.netns)
-        try:
-            return run_in(descriptor, function)
-        finally:
-            os.close(descriptor)
-
-
 @pytest.mark.parametrize("family", (4, 6))
 def test_a_peer_that_changes_between_direct_and_tunnel_loses_no_packet(modes: Lab, family: int) -> None:
     change_to(modes, {"Type": "vxlan", "DirectRouting": True})
@@ -166,7 +151,7 @@ def test_a_peer_that_changes_between_direct_and_tunnel_loses_no_packet(modes: La
     modes.run(
         "world", "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 >$f; done"
     )
-    with Stream(Space(here.netns), here.ip(family), Space(there.netns), there.ip(family)) as stream:
+    with Stream(here, here.ip(family), there, there.ip(family)) as stream:
         for _ in range(5):
             modes.run(one.name, f"{ip} route add {host} via {router} dev ens33")
             eventually(lambda: f"tunnel because {host} is behind the gateway {router}" in ways(modes, one.name), "tunnelled")

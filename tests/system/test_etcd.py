@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.system.conftest import TWEED, Lab, all_pairs, eventually, ping, running, tweed
+from tests.system.stream import Stream
 
 from tweed.agent.client import AgentError
 from tweed.lab import registry
@@ -128,6 +130,32 @@ def test_a_lease_that_ended_is_taken_again_with_the_same_subnet(lab: Lab):
     assert "10.244.1.0-24" in etcdctl(lab, "get", "--prefix", f"{PREFIX}/tweed/owners")
     eventually(lab.whole, "all is programmed")
     assert ping(all_pairs(lab.pods)) == set()
+
+
+@pytest.mark.parametrize("lost", ["the keys", "the data"])
+def test_an_etcd_that_lost_the_leases_costs_no_packet(lab: Lab, lost: str):
+    """Every node writes its own again; until then the others take it to be where it was."""
+    config = etcdctl(lab, "get", "--print-value-only", f"{PREFIX}/config").strip()
+    before = {node.name: lab.agent(node.name)["lease"]["key"] for node in lab.nodes}
+    one, two, three = (lab.pod(f"{node.name}/pod1") for node in lab.nodes)
+    with Stream(one, one.ip(), two, two.ip()) as there, Stream(two, two.ip(), three, three.ip()) as on, Stream(three, three.ip(), one, one.ip()) as back:
+        eventually(lambda: min(len(stream.came) for stream in (there, on, back)) > 5, "the streams run")
+        if lost == "the keys":
+            etcdctl(lab, "del", "--prefix", f"{PREFIX}/subnets/")
+        else:
+            (pid,) = etcd_pids(lab)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda: not etcd_pids(lab), "it ended")
+            shutil.rmtree(lab.directory / "etcd" / "data")
+            again = lab_etcd.start(lab, lab.netns("world"), ETCD)
+            lab_etcd.wait(lab, again, ETCD, lab.netns("world"))
+            etcdctl(lab, "put", f"{PREFIX}/config", config)
+        eventually(lambda: etcdctl(lab, "get", "--prefix", "--keys-only", f"{PREFIX}/subnets/").count("10.244.") == len(lab.nodes), "all are back", 60)
+        eventually(lambda: not any(problems(lab, node.name) for node in lab.nodes), "and nothing is missed", 60)
+        sent = there.sent
+        eventually(lambda: there.sent > sent + 20, "a while longer")
+    assert [stream.lost for stream in (there, on, back)] == [[], [], []]
+    assert {node.name: lab.agent(node.name)["lease"]["key"] for node in lab.nodes} == before
 
 
 def test_rubbish_in_the_store_is_named_and_changes_nothing(lab: Lab):

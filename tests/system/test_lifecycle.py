@@ -488,17 +488,23 @@ def test_a_store_that_somebody_holds_locked(running: tuple[Node, Node]) -> None:
 
 
 def test_a_new_empty_store_in_the_place_of_the_old_one(running: tuple[Node, Node]) -> None:
-    """Both write their leases again, with the subnets that they have."""
+    """Both write theirs again, with the subnets that they have, and are there for each other meanwhile."""
     a, b = running
     before, subnets = [n.tables() for n in (a, b)], {n.status()["subnet"] for n in (a, b)}
-    for file in a.cluster.directory.glob("store.db*"):
-        file.unlink()
-    wait_for(lambda: "store-away" in a.problems() and "store-away" in b.problems(), "both say so")
-    a.cluster.configure(json.dumps(V4))
-    for node, tables in zip((a, b), before, strict=True):
-        wait_for(lambda node=node, tables=tables: node.tables() == tables and not node.problems(), "as before")
+    with Stream(a, vtep(a), b, vtep(b)) as there, Stream(b, vtep(b), a, vtep(a)) as back:
+        wait_for(lambda: len(there.came) > 5, "the stream runs")
+        for file in a.cluster.directory.glob("store.db*"):
+            file.unlink()
+        wait_for(lambda: "store-away" in a.problems() and "store-away" in b.problems(), "both say so")
+        a.cluster.configure(json.dumps(V4))
+        for node in (a, b):
+            wait_for(lambda node=node: len(json.loads(node.tweed("lease", "list", "--json").stdout)["leases"]) == 2, "both leases are there again")
+            wait_for(lambda node=node: not node.problems(), "nothing is missed")
+    assert there.lost == [] and back.lost == [] and there.sent > 20
+    assert [n.tables() for n in (a, b)] == before
     listed = json.loads(a.tweed("lease", "list", "--json").stdout)["leases"]
     assert {lease["endpoints"][0]["subnet"] for lease in listed} == subnets
+    assert any("store-emptied" in node.log.read_text() for node in (a, b))  # the second may find the first one's again
 
 
 def test_a_store_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:

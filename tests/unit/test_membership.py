@@ -443,3 +443,69 @@ async def test_a_given_lease_of_another_boot_or_name_still_fences(place, owner):
     await place.see()
     await place.membership.publish(MINE)
     assert place.membership.fenced and place.store.writes == []
+
+
+# ---- a store that lost its leases -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(module, "boottime", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("told", ["by a snapshot", "by events"])
+async def test_nodes_whose_leases_vanish_with_ours_are_kept_until_they_write_them_again(place: Place, clock: list[float], told: str):
+    second, third = lease(2), lease(3)
+    place.store.revision = 100
+    for each in (second, third):
+        place.store.put(each, OTHER)
+    await place.join()
+    m, old = place.membership, place.membership.records[second.key]
+    place.store.records.clear()
+    place.store.revision = 0  # a new file
+    if told == "by a snapshot":
+        await place.see()
+    else:
+        m.see_events(tuple(Event(110, key) for key in (second.key, MINE.key, third.key)))
+    assert set(m.records) == {second.key, third.key} == m.kept and m.own_now is None
+    assert await m.publish(MINE) and place.store.writes == ["create"] and MINE.key in m.records
+    again = place.store.put(second, OTHER)
+    assert again.revision < old.revision
+    m.see_events((Event(again.revision, again.key, again),))
+    assert m.records[second.key] == again and m.kept == {third.key}
+    await place.see()  # which has no third either
+    assert set(m.records) == {MINE.key, second.key, third.key} and 29 < m.next_s <= 31
+    clock[0] += 31
+    assert not await m.publish(MINE)
+    assert set(m.records) == {MINE.key, second.key} and m.kept == set() and place.woken[-1] == {third.key}
+    assert m.next_s > 1000
+
+
+async def test_a_node_that_leaves_alone_is_not_kept(place: Place, clock: list[float]):
+    place.store.put(lease(2), OTHER)
+    place.store.put(lease(3), OTHER)
+    await place.join()
+    m = place.membership
+    m.see_events((Event(10, lease(2).key),))
+    assert set(m.records) == {MINE.key, lease(3).key} and not m.kept
+    m.see_events((Event(11, MINE.key),))  # and ours alone means nothing for those that are there
+    assert set(m.records) == {lease(3).key} and not m.kept
+
+
+async def test_a_fenced_node_keeps_nobody(place: Place, clock: list[float]):
+    place.store.put(lease(2), OTHER)
+    await place.join()
+    place.membership.fence("b")
+    place.membership.see_events((Event(10, MINE.key), Event(10, lease(2).key)))
+    assert place.membership.records == {}
+
+
+async def test_a_lease_that_is_kept_gives_way_to_what_is_written_over_it(place: Place, clock: list[float]):
+    place.store.put(lease(2), OTHER)
+    await place.join()
+    m = place.membership
+    m.see_events((Event(10, MINE.key), Event(10, lease(2).key)))
+    m.see_events((Event(11, lease(2).key, junk=Junk(lease(2).key, "no lease")),))
+    assert m.records == {} and set(m.junk) == {lease(2).key} and not m.kept

@@ -18,6 +18,7 @@ from tweed.stores import JUNK_MAX, MORE_JUNK, TTL_S, Event, LeaseStore, Snapshot
 
 BACKOFF_S = (0.1, 5.0)
 CLONE = "another machine named"
+KEPT_S = 30.0  # an agent that runs writes its lease again within seconds
 
 
 class Backoff:
@@ -59,6 +60,8 @@ class Membership:
         self.given = given
         self.records: dict[str, LeaseRecord] = {}
         self.junk: dict[str, Junk] = {}
+        self.kept: set[str] = set()  # of the records, those that the store has lost, until `kept_until`
+        self.kept_until = 0.0
         self.own: LeaseRecord | None = None
         self.read_at = 0.0
         self.revision = 0
@@ -98,27 +101,48 @@ class Membership:
 
     def see_snapshot(self, snapshot: Snapshot) -> None:
         self.found()
-        self.records = {record.key: record for record in snapshot.records}
+        before, self.records = self.records, {record.key: record for record in snapshot.records}
         self.junk = {}
         for junk in snapshot.junk:
             self._note_junk(junk)
+        self.kept = self._to_keep(before.keys() - self.records.keys() - self.junk.keys())
+        self.records |= {key: before[key] for key in self.kept}
         self.revision = snapshot.revision
         self.woke(None)
 
     def see_events(self, events: tuple[Event, ...]) -> None:
         self.found()
+        keep = self._to_keep({event.key for event in events if event.record is None and event.junk is None} & self.records.keys())
         for event in events:
             known = self.records.pop(event.key, None)
-            if known is not None and known.revision > event.revision:
+            if known is not None and known.revision > event.revision and event.key not in self.kept:
                 self.records[event.key] = known  # written by ourselves since, and told of later
                 continue
+            self.kept.discard(event.key)
             self.junk.pop(event.key, None)
             if event.record is not None:
                 self.records[event.key] = event.record
             elif event.junk is not None:
                 self._note_junk(event.junk)
+            elif known is not None and event.key in keep:
+                self.records[event.key] = known
+                self.kept.add(event.key)
             self.revision = event.revision
         self.woke({event.key for event in events})
+
+    def _to_keep(self, gone: set[str]) -> set[str]:
+        """Of the records that the store has no more those to go on with. When this node's own went with them, the store has lost them, and
+        not their nodes: these write them again, or are gone when KEPT_S has passed."""
+        if self.own is not None and not self.fenced and self.own.key in gone:
+            self.kept_until = boottime() + KEPT_S
+            return gone - {self.own.key}
+        return gone & self.kept
+
+    def _let_go(self) -> None:
+        if self.kept and boottime() >= self.kept_until:
+            gone, self.kept = self.kept, set()
+            self.records = {key: record for key, record in self.records.items() if key not in gone}
+            self.woke(gone)
 
     def _note_junk(self, junk: Junk) -> None:
         """All of it is never kept: but always what lies under our own key."""
@@ -163,6 +187,7 @@ class Membership:
 
         Somebody else under our key fences this node: it stops writing and says so; what is programmed stays.
         """
+        self._let_go()
         if self.own is None or self.fenced:
             return False
         self.failed = False
@@ -222,13 +247,14 @@ class Membership:
 
     @property
     def next_s(self) -> float | None:
-        """Seconds until `publish` has something to do though nothing happens: the renewal, or another try. None: never."""
-        if self.own is None or self.fenced:
-            return None
-        if self.failed:
-            return BACKOFF_S[1]
-        left = self.expires_in_s
-        return None if left is None else max(left - self.renew_margin_s, 0.0) + 0.001
+        """Seconds until `publish` has something to do though nothing happens: the renewal, another try, or letting go what was kept. None: never."""
+        waits = [max(self.kept_until - boottime(), 0.0) + 0.001] if self.kept else []
+        if self.own is not None and not self.fenced:
+            if self.failed:
+                waits.append(BACKOFF_S[1])
+            elif (left := self.expires_in_s) is not None:
+                waits.append(max(left - self.renew_margin_s, 0.0) + 0.001)
+        return min(waits, default=None)
 
     @property
     def due(self) -> bool:

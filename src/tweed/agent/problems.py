@@ -10,6 +10,7 @@ import msgspec
 from tweed.agent.dataplane import LOG_ROWS
 from tweed.agent.leftovers import Leftovers, as_problem
 from tweed.agent.log import log
+from tweed.agent.membership import KEPT_S
 from tweed.plan.backend import refused
 from tweed.plan.flannel_rules import stray_routes
 from tweed.plan.screen import Problem
@@ -37,6 +38,9 @@ def all_problems(agent: Agent) -> list[Problem]:
     found += [Problem("store", agent.settings.store, warning) for warning in (agent.store.warnings if agent.store is not None else ())]
     if agent.fenced:
         found.append(Problem("fenced", agent.owner.node, agent.fenced))
+    if agent.membership is not None and agent.membership.kept:
+        text = f"lost other nodes' leases together with this node's: these nodes are taken to be there until they write them again, {KEPT_S:g} s at most"
+        found.append(Problem("store-emptied", agent.settings.store, text))
     if (away := agent.talk.away_since) is not None:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(away))
         # Without the reason, which may be another one every few seconds, and the log would tell each.
