@@ -207,6 +207,8 @@ def test_a_split_holds_before_docker0_is_there(own: Lab, attach: Callable[[], st
     write = ("node1", "-d", str(tmp_path / "options"))
     done = docker_opts(own, *write, "--split")
     assert done.returncode == 0 and done.stdout.startswith("pods keep 10.244.1.0/25, also while docker0 is not there\nwrote ")
+    (tmp_path / "junk").write_text("{")
+    assert docker_opts(own, "node1", "--daemon-json", str(tmp_path / "junk")).returncode == 1  # nothing was written, so nothing is forgotten
     assert attach().endswith("/25")
     done = docker_opts(own, *write)
     assert (done.returncode, done.stdout) == (1, "") and "cni0 has 10.244.1.1/25" in done.stderr and done.stderr.endswith("share 10.244.1.0/24: use --split\n")

@@ -177,14 +177,14 @@ class Cni:
 
     def _seen(self, attachment: Attachment, inside: Container) -> Seen:
         nl = self.agent.netlink
-        tables_of = {(address.family, table) for address in attachment.addresses for table in tables.tables_of(inside.nl, address.address)}
+        led = {(address.family, table) for address in attachment.addresses for table in tables.tables_of(inside.nl, address.address)}
         return Seen(
             bridge=links.link(nl, attachment.bridge),
             bridge_addresses=frozenset(row.address for row in tables.addresses(nl, attachment.bridge)),
             port=links.link(nl, attachment.host_name),
             inside=links.link(inside.nl, attachment.ifname),
             addresses=tuple(tables.addresses(inside.nl, attachment.ifname)),
-            routes=tuple(route for family, table in tables_of for route in tables.routes(inside.nl, family, table=table)),
+            routes=tuple(row for family in (4, 6) for row in tables.routes(inside.nl, family, table=None) if (family, row.table) in led),
             tuned=mtu_before_tuning(*attachment.key),
         )
 

@@ -51,16 +51,19 @@ def docker_opts(
     options = docker.options(env, ip_masq=not no_ip_masq, split=split)
     docker.check_free(env.subnets, container_bridges(), split=split)
     both = not individual and not combined
-    if daemon_json is not None or docker_env is not None:
-        tell_agent(env.subnets, split=split)
+    path = daemon_json or docker_env
     if daemon_json is not None:
-        put(daemon_json, docker.merged(read_text(daemon_json) or "", options, str(daemon_json)), options)
-        return
-    text = docker.environment(options, individual=individual or both, combined=combined or both, key=key, earlier=os.environ.get(key, ""))
-    if docker_env is not None:
-        put(docker_env, text, options)
+        text = docker.merged(read_text(daemon_json) or "", options, str(daemon_json))
     else:
+        text = docker.environment(options, individual=individual or both, combined=combined or both, key=key, earlier=os.environ.get(key, ""))
+    if path is None:
         click.echo(text, nl=False)
+        return
+    if split:
+        tell_agent(env.subnets)
+    put(path, text, options)
+    if not split:
+        tell_agent([])
 
 
 def subnet_of(path: Path) -> SubnetEnv:
@@ -78,16 +81,16 @@ def container_bridges() -> list[docker.Bridge]:
         return [(link.name, row.address) for link in links.links(nl, "bridge") for row in tables.addresses(nl, link.name)]
 
 
-def tell_agent(subnets: Collection[Prefix], *, split: bool) -> None:
-    """Of a split subnet pods keep the lower half from now on, also before docker0 is there; of any other they may have all again."""
+def tell_agent(split: Collection[Prefix]) -> None:
+    """Of these subnets pods keep the lower half from now on, also before docker0 is there. Whatever else Docker was promised is theirs again."""
     try:
-        call(agent_socket(None), "PUT", "/v1/docker", [str(docker.docker_half(subnet)) for subnet in subnets] if split else [])
+        call(agent_socket(None), "PUT", "/v1/docker", [str(docker.docker_half(subnet)) for subnet in split])
     except AgentError as error:
         if split:
             click.echo(f"until docker0 is there, pods may get addresses of its half too, since the agent does not know of it: {error}", err=True)
         return
     if split:
-        click.echo(f"pods keep {' and '.join(str(docker.pods_half(subnet)) for subnet in subnets)}, also while docker0 is not there")
+        click.echo(f"pods keep {' and '.join(str(docker.pods_half(subnet)) for subnet in split)}, also while docker0 is not there")
 
 
 def put(path: Path, text: str, options: docker.Options) -> None:
