@@ -19,7 +19,7 @@ from bench.common import circumstances, table
 from tweed.addr import parse_address
 from tweed.kernel import bpf
 from tweed.kernel.netns import open_netns, run_in
-from tweed.kernel.tracer import VXLAN_SKIP, Tracer
+from tweed.kernel.tracer import Tracer
 from tweed.lab import cluster, registry, topology
 
 NAME = "walkb"
@@ -88,7 +88,7 @@ def flood(source: registry.Pod, sink: registry.Pod, wanted: bytes, kind: str) ->
         with sender, receiver, Tracer() as tracer:
             receiver.bind((sink.ips[0], 33434))
             sender.connect((sink.ips[0], 33434))
-            tracer.look_for(17, wanted, b"", {8472: VXLAN_SKIP}, [parse_address("203.0.113.1")])
+            tracer.look_for(17, wanted, b"", {8472: "vxlan"}, [parse_address("203.0.113.1")])
             before = {name: bpf.run_time(program) for name, program in tracer.programs.items()}
             for _ in range(PACKETS):
                 sender.send(NONCE + b"x" * 56)

@@ -303,4 +303,4 @@ def test_udp_mode_puts_udp_alone_around_the_ip_packet():
     del again[IP].chksum, again[UDP].chksum
     made = Ether(bytes(again))
     assert (made[IP].chksum, made[UDP].chksum) == sums[:2]
-    assert "IPv4 dont_fragment" in frame.unknown and "IPv4 src" not in frame.unknown
+    assert "outer IPv4 dont_fragment" in frame.unknown and "outer IPv4 src" not in frame.unknown

@@ -275,17 +275,17 @@ def test_a_shot_is_told_by_its_first_bytes() -> None:
 def test_who_has_no_tracer_recognises_frames() -> None:
     those = recordings("healthy")
     probe = those[0].heading.probe
-    ours = Recognised(probe.payload[:8] if probe.payload else b"", probe, [8472])
+    ours = Recognised(probe.payload[:8] if probe.payload else b"", probe, {8472: "vxlan"})
     events = [event for each in those for event in each.events if event.data]
     assert events and all(ours(event.frame) for event in events)
-    assert not ours(bytes(98)) and not Recognised(b"NONCE-00", probe, [8472])(events[0].frame)
+    assert not ours(bytes(98)) and not Recognised(b"NONCE-00", probe, {8472: "vxlan"})(events[0].frame)
 
 
 def test_a_look_up_without_a_device_belongs_to_the_node_whose_packet_the_cpu_has() -> None:
     move = next(event for each in recordings("healthy") for event in each.events if event.kind == RECEIVED)
     places = recordings("healthy")[0].heading.places
     missed = Event(t_ns=move.t_ns + 1000, kind="routed", cpu=move.cpu, src=SRC, dst=DST, code=-11, table=254)
-    seen = sights([move, missed, msgspec.structs.replace(missed, cpu=move.cpu + 1)], places, Probe(SRC, DST), [8472])
+    seen = sights([move, missed, msgspec.structs.replace(missed, cpu=move.cpu + 1)], places, Probe(SRC, DST), {8472: "vxlan"})
     assert [sight.node for sight in seen] == [places[move.netns], places[move.netns], ""]
 
 
@@ -299,7 +299,7 @@ def test_a_later_fragment_of_a_tunnel_is_no_packet_with_another_source() -> None
         for offset in (0, 80)
     ]
     events = [Event(t_ns=number, kind=RECEIVED, netns=1, device="ens33", length=len(data), data=data, network=14) for number, data in enumerate(pieces)]
-    seen = sights(events, {1: "master"}, Probe(SRC, DST, sport=1), [8472])
+    seen = sights(events, {1: "master"}, Probe(SRC, DST, sport=1), {8472: "vxlan"})
     assert [sight.leg for sight in seen] == ["there", "there"]
     assert not any(translated(sight, Probe(SRC, DST)) for sight in seen)
 
@@ -310,7 +310,7 @@ def test_the_neighbour_that_fails_on_the_wire_is_the_host_and_not_the_container(
     event = Event(
         t_ns=1, kind=DROPPED, netns=1, device="ens33", length=len(data), data=data, network=14, reason="NEIGH_FAILED", function="neigh_invalidate+0x1"
     )
-    (sight,) = sights([event], {1: "master"}, Probe(SRC, DST), [8472])
+    (sight,) = sights([event], {1: "master"}, Probe(SRC, DST), {8472: "vxlan"})
     said, fix = explain(sight, (), Cluster(Snapshot()), "master", "ens33")
     assert fix == ()
     there = Node(

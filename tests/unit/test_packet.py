@@ -342,7 +342,18 @@ def test_tunnels_in_tunnels_end():
     check_cover(frame)
 
 
-def test_vxlan_ports_are_the_callers():
+def test_udp_mode_has_the_ip_packet_behind_the_udp_header():
+    inner = encode(Ipv4(HOST1, HOST2, t.UDP), Udp(1, 2), payload=b"x" * 9)
+    frame = encode(V4, Ipv4(HOST2, HOST1, t.UDP), Udp(8285, 8285), payload=inner)
+    packet = decode(frame, tunnels={8285: "ip"})
+    assert [(layer.name, layer.level) for layer in packet.layers] == [("ethernet", 0), ("ipv4", 0), ("udp", 0), ("ipv4", 1), ("udp", 1), ("payload", 1)]
+    assert not list(packet.problems) and [each.state for each in checksums(packet)] == ["right"] * 4
+    assert [layer.name for layer in decode(inner, bare=True).layers] == ["ipv4", "udp", "payload"]
+    for junk in (b"", b"\x60" + bytes(50), b"x"):  # anybody may send to the port
+        assert decode(encode(V4, Ipv4(HOST2, HOST1, t.UDP), Udp(1, 8285), payload=junk), tunnels={8285: "ip"}).levels == 1
+
+
+def test_tunnels_are_the_callers():
     frame = encode(V4, Ipv4(HOST1, HOST2, t.UDP), Udp(1, 9999), Vxlan(1), Ethernet(A, B, 0x9999))
     assert names(frame) == ["ethernet", "ipv4", "udp", "payload"]
-    assert [layer.name for layer in decode(frame, vxlan_ports={9999}).layers] == ["ethernet", "ipv4", "udp", "vxlan", "ethernet"]
+    assert [layer.name for layer in decode(frame, tunnels={9999: "vxlan"}).layers] == ["ethernet", "ipv4", "udp", "vxlan", "ethernet"]

@@ -568,7 +568,11 @@ def test_udp_mode_needs_leases_or_the_other_nodes_tables():
         "delivered",
         ["udp-remote-from-tables"],
     )
-    assert [entry for entry in decisions(found) if "udp" in entry[2]] == [("n10", "flannel0", "encapsulated-udp"), ("n20", "ens33", "arrives-udp")]
+    assert [entry for entry in decisions(found) if "udp" in entry[2]] == [
+        ("n10", "flannel0", "encapsulated-udp"),
+        ("n20", "ens33", "arrives-udp"),
+        ("n20", "flannel0", "decapsulated-udp"),
+    ]
     lease = s.LeaseRow(source="bundle", text="10.244.99.0-24", lease=Lease(v4=Endpoint(Prefix(ip("10.244.99.0"), 24), ip("192.168.2.20")), backend="udp"))
     leased = walked(msgspec.structs.replace(snapshot, leases=(lease,)), "10.244.10.2", "10.244.99.7")
     assert any(step.decision.id == "encapsulated-udp" and step.decision.params["host"] == "192.168.2.20" for step in leased.steps)

@@ -43,13 +43,13 @@ def record(file: Path, src: str, dst: str, want: Wanted) -> None:
         shot = shots.load(probe, shots.agreed(probe))
         source = cluster.owner(probe.src)
         sends = source is not None and source.tables.name in opened
-        ports = tunnels(cluster)
+        carried = tunnels(cluster)
         places = {netns(descriptor): name for name, descriptor in opened.items()}
         machine = next(iter(opened))
         with watching(cluster, opened) as watch:
             if watch is None:
                 raise TweedError("--record: it takes CAP_BPF and CAP_PERFMON, or CAP_NET_RAW, to see packets: run it as root")
-            watch.look_for(shot, ports, addresses(cluster, shot, watch.tier))
+            watch.look_for(shot, carried, addresses(cluster, shot, watch.tier))
             refused = ""
             if source is not None and sends:
                 with shots.opened(shot, opened[source.tables.name]) as made:
@@ -68,7 +68,7 @@ def record(file: Path, src: str, dst: str, want: Wanted) -> None:
             refused=refused,
             tier=tier,
             blind=blind,
-            ports=tuple(port for port, skip in ports.items() if skip),
+            tunnels=carried,
             bundle=bundle(snapshot).decode(),
         )
         try:

@@ -24,6 +24,7 @@ ETH_P_ALL = 3
 SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_TIMESTAMPNS_NEW = 26, 33, 64
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 PACKET_OTHERHOST, PACKET_OUTGOING = 3, 4
+ETHERNET, ARPHRD_NONE = 14, 65534  # a header's size; linux/if_arp.h
 
 BUFFER = 2 << 20
 LARGEST = 1 << 17  # a segmented IPv6 packet may be longer than 64 KiB
@@ -39,12 +40,14 @@ Filter = Sequence[tuple[int, int, int, int]]
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One frame as seen at `device`. `t_ns`: since 1970. `direction` "other": it came in and was meant for another MAC."""
+    """One frame as seen at `device`. `t_ns`: since 1970. `direction` "other": it came in and was meant for another MAC. `network`: where its payload
+    begins, 0 at a device without a link layer (TUN)."""
 
     device: str
     t_ns: int
     direction: Direction
     data: bytes
+    network: int = ETHERNET
 
 
 class Capture:
@@ -113,7 +116,7 @@ class Capture:
                 seconds, nanoseconds = next((TIMESPEC.unpack(value) for _, kind, value in control if kind == SO_TIMESTAMPNS_NEW), (0, 0))
                 kind = address[2]
                 direction: Direction = "out" if kind == PACKET_OUTGOING else "other" if kind == PACKET_OTHERHOST else "in"
-                frames.append(Frame(device, seconds * 1_000_000_000 + nanoseconds, direction, data))
+                frames.append(Frame(device, seconds * 1_000_000_000 + nanoseconds, direction, data, 0 if address[3] == ARPHRD_NONE else ETHERNET))
         frames.sort(key=lambda frame: frame.t_ns)
         return frames
 

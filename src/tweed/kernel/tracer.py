@@ -9,6 +9,7 @@ from struct import Struct
 
 from tweed.kernel.bpf import Btf, Programs, RingBuffer, update
 from tweed.trace.events import Event, decode
+from tweed.wire.packet import INNER_AT, Carried
 
 OBJECT = "observe.bpf.o"
 # Program of observe.bpf.c: its tracepoint.
@@ -23,7 +24,6 @@ PROGRAMS = {
 BUFFER = 1 << 20  # as in observe.bpf.c
 PORTS, ADDRESSES = 4, 8
 TUNNEL, WORD = Struct(">H"), Struct("=H")
-VXLAN_SKIP, UDP_SKIP = 8 + 14, 0  # from a UDP header's end to the inner IP header
 
 
 class Tracer:
@@ -49,13 +49,13 @@ class Tracer:
         """File descriptors of the programs, by name."""
         return self._programs.programs
 
-    def look_for(self, protocol: int, nonce: bytes, answer: bytes, tunnels: Mapping[int, int], addresses: Iterable[bytes]) -> None:
+    def look_for(self, protocol: int, nonce: bytes, answer: bytes, tunnels: Mapping[int, Carried], addresses: Iterable[bytes]) -> None:
         """From now on tell of this probe only.
 
         `nonce`: the first 8 bytes of its payload, of TCP those of its header; `answer`: of TCP the ports and the acknowledgement that an
-        answer has. `tunnels`: UDP ports, and how far behind the UDP header there is an inner IP header. `addresses`: look-ups for them count.
+        answer has. `tunnels`: what UDP ports carry. `addresses`: look-ups for them count.
         """
-        ports = b"".join(TUNNEL.pack(port) + WORD.pack(skip) for port, skip in list(tunnels.items())[:PORTS])
+        ports = b"".join(TUNNEL.pack(port) + WORD.pack(INNER_AT[carried]) for port, carried in list(tunnels.items())[:PORTS])
         flows = b"".join(address.ljust(16, b"\0") for address in list(dict.fromkeys(addresses))[:ADDRESSES])
         value = nonce + answer.ljust(8, b"\0") + bytes([protocol, 0, 0, 0]) + ports.ljust(4 * PORTS, b"\0") + flows.ljust(16 * ADDRESSES, b"\0")
         update(self._programs.map("wanted"), bytes(4), value + bytes(-len(value) % 8))

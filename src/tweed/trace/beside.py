@@ -248,11 +248,14 @@ def differences(stage: Stage, sight: Sight, masked: bool) -> tuple[str, ...]:
     """
     if len(stage.frames) != 1 or sight.packet is None or is_error(sight.packet):
         return ()
-    frame, data = stage.frames[0], sight.event.frame
-    if sight.event.size != len(frame) or sight.event.network < 14:
-        return () if sight.event.network < 14 or fragmented(sight) else ("length",)
+    frame, event = stage.frames[0], sight.event
+    if event.network < 14 and not frame.bare:
+        return ()
+    data, size = (event.data[event.network :], event.length - event.network) if frame.bare else (event.data, event.length)
+    if size != len(frame):
+        return () if fragmented(sight) else ("length",)
     if len(data) < len(frame):  # the tracer keeps the first bytes: what a device would still compute is not known from them
-        frame = Frame(frame.data[: len(data)], frame.known[: len(data)], frame.added, frame.port)
+        frame = msgspec.structs.replace(frame, data=frame.data[: len(data)], known=frame.known[: len(data)])
         offsets = [at for at in range(len(data)) if (frame.data[at] ^ data[at]) & frame.known[at]]
     else:
         offsets = list(frame.differences(data))
@@ -273,7 +276,7 @@ def fragmented(sight: Sight) -> bool:
 
 def named(hop: Hop, frame: Frame, offsets: Iterable[int]) -> list[str]:
     """The fields of a frame that hold these bytes."""
-    packet = decode(frame.data, vxlan_ports=frame.vxlan_ports)
+    packet = decode(frame.data, tunnels=frame.tunnels, bare=frame.bare)
     inside = packet.levels > 1
     names: dict[str, None] = {}
     for at in offsets:

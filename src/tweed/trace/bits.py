@@ -6,11 +6,11 @@ nothing. A checksum over anything unknown is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from tweed.wire.packet import Ethernet, Field, Header, Icmp, Icmpv6, Ipv4, Ipv6, Ipv6Fragment, Packet, Tcp, Udp, Vxlan, checksums, decode
+from tweed.wire.packet import Carried, Ethernet, Field, Header, Icmp, Icmpv6, Ipv4, Ipv6, Ipv6Fragment, Packet, Tcp, Udp, Vxlan, checksums, decode
 from tweed.wire.packet import tables as t
 
 VXLAN_PORT = 8472  # of Linux and flannel
@@ -73,13 +73,16 @@ def missing(**values: object) -> list[str]:
 class Frame(msgspec.Struct, frozen=True):
     """One frame. `added`: how many bytes at its start a tunnel put there (50 with IPv4, 70 with IPv6; 34 or 62 on a later fragment).
 
-    `port`: the outer UDP port that the bytes hold, known or not; 0 where there is no outer UDP header.
+    `port`: the outer UDP port that the bytes hold, known or not; 0 where there is no outer UDP header. `carried`: what is behind that header.
+    `bare`: it begins with its IP header, as at a TUN device.
     """
 
     data: bytes
     known: bytes
     added: int = 0
     port: int = 0
+    carried: Carried = "vxlan"
+    bare: bool = False
 
     def __len__(self) -> int:
         return len(self.data)
@@ -87,7 +90,7 @@ class Frame(msgspec.Struct, frozen=True):
     @property
     def packet(self) -> Packet:
         """Its layers. The text of a field that is unknown, in whole or in part, is `?`."""
-        found = decode(self.data, vxlan_ports=self.vxlan_ports)
+        found = decode(self.data, tunnels=self.tunnels, bare=self.bare)
         layers = []
         for layer in found.layers:
             fields = tuple(field if self.knows(layer.name, field) else msgspec.structs.replace(field, text="?") for field in layer.fields)
@@ -96,9 +99,9 @@ class Frame(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(found, layers=tuple(layers))
 
     @property
-    def vxlan_ports(self) -> Collection[int]:
-        """What is to be read as VXLAN here: nothing that only looks like it."""
-        return (self.port,) if self.port else ()
+    def tunnels(self) -> Mapping[int, Carried]:
+        """What is to be read as a tunnel here: nothing that only looks like it."""
+        return {self.port: self.carried} if self.port else {}
 
     def knows(self, layer: str, field: Field) -> bool:
         """Whether all bits of a field are known."""
@@ -129,15 +132,15 @@ class Frame(msgspec.Struct, frozen=True):
 
         Checksums that a device would still have filled in are filled in first.
         """
-        seen = as_sent(observed, self.vxlan_ports)
+        seen = as_sent(observed, self.tunnels, bare=self.bare)
         short, long = sorted((len(self.data), len(seen)))
         return tuple(at for at in range(short) if (self.data[at] ^ seen[at]) & self.known[at]) + tuple(range(short, long))
 
 
-def as_sent(data: bytes, vxlan_ports: Collection[int] = (VXLAN_PORT,)) -> bytes:
+def as_sent(data: bytes, tunnels: Mapping[int, Carried], *, bare: bool = False) -> bytes:
     """A captured frame with the checksums that were left to a device (checksum offload) as the device would have written them."""
     filled = bytearray(data)
-    packet = decode(data, vxlan_ports=vxlan_ports)
+    packet = decode(data, tunnels=tunnels, bare=bare)
     for checksum in checksums(packet):
         field = packet.layers[checksum.layer].get("checksum")
         if checksum.state == "partial" and checksum.right is not None and field is not None:

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import msgspec
 
 from tweed.addr import Prefix
+from tweed.errors import TweedError
 from tweed.trace import snapshot as s
 from tweed.trace.tables import Tables
+from tweed.wire.flannel import Network, parse_network
 
 
 class Owner(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +34,7 @@ class Cluster:
 
     def __init__(self, snapshot: s.Snapshot) -> None:
         self.snapshot = snapshot
+        self.network = network_of(snapshot.config)
         self.tables = {node.name: Tables(node) for node in snapshot.nodes}
         self.owners: dict[bytes, list[Owner]] = {}
         self.vteps: dict[bytes, list[tuple[Tables, str]]] = {}  # by MAC
@@ -91,6 +94,14 @@ class Cluster:
         """Whether a default route takes it, so that a walk to it can at least leave."""
         family = 4 if len(address) == 4 else 6
         return any(key[0] == family and next(fib.matches(int.from_bytes(address, "big")), None) for t in self.tables.values() for key, fib in t.fibs.items())
+
+
+def network_of(config: str | None) -> Network | None:
+    """The configuration in the store; None where there is none, or none that can be read."""
+    try:
+        return parse_network(config) if config is not None else None
+    except TweedError:
+        return None
 
 
 def connected(tables: Tables) -> Iterator[s.RouteRow]:

@@ -33,6 +33,7 @@ BY_DECISION: dict[str, tuple[Role, str]] = {
     "encapsulated": ("vtep", "device"),
     "encapsulated-udp": ("vtep", "device"),
     "decapsulated": ("vtep", "device"),
+    "decapsulated-udp": ("vtep", "device"),
     "underlay-via": ("nic", "device"),
     "underlay-connected": ("nic", "device"),
     "leaves-vxlan": ("nic", "device"),

@@ -101,6 +101,7 @@ class Tunnel(msgspec.Struct, frozen=True):
 class Hop(msgspec.Struct, frozen=True):
     """The packet at one device. `dst_mac` and `src_mac` are of the container's own frame, the inner one in a tunnel.
 
+    `bare`: there is no such frame, the device (a TUN) has IP packets.
     `ttl`: what is left in the container's packet here. `mtu`: of the device when it leaves by it, None: unknown, or no matter.
     `joined`: connection tracking on this node has put fragments together before the packet is here. On the way in they are seen as one
     (at a bridge with bridge-nf-call-iptables), on the way out they are cut anew: IPv4 no larger than they were unless a bridge forgot how
@@ -117,6 +118,7 @@ class Hop(msgspec.Struct, frozen=True):
     tunnel: Tunnel | None = None
     comment: str = ""
     joined: bool = False
+    bare: bool = False
 
 
 # ---- what is answered ---------------------------------------------------------------------------------------------------
@@ -161,10 +163,10 @@ def frames(probe: Probe, hops: Sequence[Hop]) -> tuple[Stage, ...]:
         made: list[Frame] = []
         for piece in [(0, len(body.data))] if hop.joined and hop.direction == "in" else pieces:
             inner = ip(probe, hop.ttl, body, piece, first)
-            if hop.tunnel is None or hop.tunnel.vxlan:
+            if not hop.bare and (hop.tunnel is None or hop.tunnel.vxlan):
                 inner = ethernet(hop.dst_mac, hop.src_mac, probe.family, inner)
             if hop.tunnel is None:
-                made.append(Frame(inner.data, inner.known))
+                made.append(Frame(inner.data, inner.known, bare=hop.bare))
                 continue
             family = 4 if len(hop.tunnel.dst) == 4 else 6
             around = encapsulate(hop.tunnel, inner)
@@ -284,6 +286,7 @@ def on_the_wire(tunnel: Tunnel, family: int, body: Bits, piece: Piece) -> Frame:
     frame = ethernet(tunnel.dst_mac, tunnel.src_mac, family, packet)
     if offset:
         return Frame(frame.data, frame.known, headers)
+    port = VXLAN_PORT if tunnel.port is None else tunnel.port
     if not tunnel.vxlan:
-        return Frame(frame.data, frame.known, headers + UDP_SIZE)
-    return Frame(frame.data, frame.known, headers + VXLAN_AND_UDP, VXLAN_PORT if tunnel.port is None else tunnel.port)
+        return Frame(frame.data, frame.known, headers + UDP_SIZE, port, "ip")
+    return Frame(frame.data, frame.known, headers + VXLAN_AND_UDP, port)

@@ -11,12 +11,10 @@ from collections.abc import Iterable
 import msgspec
 
 from tweed.addr import Prefix
-from tweed.errors import TweedError
 from tweed.trace.cluster import Cluster, connected, holds_containers
 from tweed.trace.result import Quote
 from tweed.trace.tables import Tables, quote
 from tweed.trace.underlay import FLANNEL_PORT, LINK, attributes_of, device_row
-from tweed.wire.flannel import Network, parse_network
 
 FLANNEL_VNI = 1
 
@@ -38,7 +36,7 @@ class Intent:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.network = network_of(cluster.snapshot.config)
+        self.network = cluster.network
         self.peers: dict[Prefix, Peer] = {}
         for row in cluster.snapshot.leases:
             for endpoint in row.lease.endpoints:
@@ -97,14 +95,6 @@ class Intent:
     def doubles(self, peer: Peer) -> list[Peer]:
         """Others of the family with the same MAC."""
         return [p for p in self.peers.values() if p.mac == peer.mac is not None and p.subnet != peer.subnet and p.subnet.family == peer.subnet.family]
-
-
-def network_of(config: str | None) -> Network | None:
-    """The configuration in the store; None where there is none, or none that can be read."""
-    try:
-        return parse_network(config) if config is not None else None
-    except TweedError:
-        return None
 
 
 def vtep_of(tables: Tables, family: int) -> str | None:

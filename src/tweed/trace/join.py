@@ -57,7 +57,7 @@ def identity(probe: Probe) -> tuple[object, ...]:
 def seen_by(recording: Recording) -> tuple[Sight, ...]:
     """What a machine saw at its own places."""
     heading = recording.heading
-    return tuple(sight for sight in sights(recording.events, heading.places, heading.probe, heading.ports) if sight.node)
+    return tuple(sight for sight in sights(recording.events, heading.places, heading.probe, heading.tunnels) if sight.node)
 
 
 def crossings(seen: Mapping[str, Sequence[Sight]]) -> list[Crossing]:

@@ -254,11 +254,15 @@ def overtaken(walk: Walk, laid: Laid) -> Divergence | None:
 
 
 def where(laid: Laid, drop: Sight) -> tuple[str, str]:
-    """A drop on the wire between nodes, or before a device is chosen, counts for the device that the packet was at last."""
+    """A drop on the wire between nodes, or before a device is chosen, counts for the device that the packet was at last. What a daemon sends (UDP
+    mode) is the outer packet from its birth on, and was at none: it counts for the one that it was to leave by."""
     if drop.node and drop.event.device:
         return drop.node, drop.event.device
     last = laid.last
     node = drop.node or (last.node if last is not None else laid.steps[0].node)
+    if drop.node and in_tunnel(drop):
+        leaves = next((step.device for step in laid.steps if step.node == node and step.hop is not None and step.hop.tunnel is not None), "")
+        return node, leaves
     return node, drop.event.device if drop.node else last.event.device if last is not None else laid.steps[0].device
 
 

@@ -18,10 +18,10 @@ import msgspec
 from tweed.addr import format_address
 from tweed.errors import KernelError, UsageError
 from tweed.kernel import tables as kernel
-from tweed.kernel.capture import Capture
+from tweed.kernel.capture import Capture, Frame
 from tweed.kernel.netlink import Netlink
 from tweed.kernel.netns import inode
-from tweed.kernel.tracer import UDP_SKIP, VXLAN_SKIP, Tracer
+from tweed.kernel.tracer import Tracer
 from tweed.model import NUD_INCOMPLETE
 from tweed.trace import probe as shots
 from tweed.trace.ask import ask
@@ -36,8 +36,10 @@ from tweed.trace.judge import Outcome, Ways, judge
 from tweed.trace.probe import Shot
 from tweed.trace.result import Divergence, Fix, Quote, Said, Tier, Walk
 from tweed.trace.sights import Recognised, Sight, sights
+from tweed.trace.udpmode import udp_port
 from tweed.trace.underlay import FLANNEL_PORT
 from tweed.trace.walk import walk as follow
+from tweed.wire.packet import Carried
 
 Spaces = Mapping[str, int | None]  # file descriptors by node or container; None: our own
 
@@ -56,7 +58,7 @@ class Watch(Protocol):
     tier: Tier
     blind: tuple[Said, ...]
 
-    def look_for(self, shot: Shot, ports: Mapping[int, int], addresses: tuple[bytes, ...]) -> None: ...
+    def look_for(self, shot: Shot, tunnels: Mapping[int, Carried], addresses: tuple[bytes, ...]) -> None: ...
     def drain(self, wait_s: float) -> list[Event]: ...
 
 
@@ -70,8 +72,8 @@ class Traced:
         self.tracer = tracer
         self.drain = tracer.drain
 
-    def look_for(self, shot: Shot, ports: Mapping[int, int], addresses: tuple[bytes, ...]) -> None:
-        self.tracer.look_for(shot.protocol, shot.nonce, shot.answer, ports, addresses)
+    def look_for(self, shot: Shot, tunnels: Mapping[int, Carried], addresses: tuple[bytes, ...]) -> None:
+        self.tracer.look_for(shot.protocol, shot.nonce, shot.answer, tunnels, addresses)
 
 
 class Captured:
@@ -85,32 +87,32 @@ class Captured:
         self.captures = captures
         self.ours: Callable[[bytes], bool] = lambda _: False
 
-    def look_for(self, shot: Shot, ports: Mapping[int, int], addresses: tuple[bytes, ...]) -> None:
+    def look_for(self, shot: Shot, tunnels: Mapping[int, Carried], addresses: tuple[bytes, ...]) -> None:
         self.drain(0)
-        self.ours = Recognised(shot.nonce if shot.probe.proto != "tcp" else b"", shot.probe, [port for port, skip in ports.items() if skip])
+        self.ours = Recognised(shot.nonce if shot.probe.proto != "tcp" else b"", shot.probe, tunnels)
 
     def drain(self, wait_s: float) -> list[Event]:
         """The sockets of several namespaces are several sets, so it looks at each in turn."""
         deadline = time.monotonic() + wait_s
         while True:
-            events = [
-                Event(
-                    t_ns=frame.t_ns,
-                    kind=CAPTURED,
-                    netns=netns,
-                    device=frame.device,
-                    length=len(frame.data),
-                    data=frame.data[:DATA],
-                    network=14,
-                    direction=frame.direction,
-                )
-                for netns, capture in self.captures.items()
-                for frame in capture.drain()
-                if self.ours(frame.data)
-            ]
+            whole = (captured(netns, frame) for netns, capture in self.captures.items() for frame in capture.drain())
+            events = [msgspec.structs.replace(event, data=event.data[:DATA]) for event in whole if self.ours(event.frame)]
             if events or time.monotonic() >= deadline:
                 return events
             time.sleep(LOOK_S)
+
+
+def captured(netns: int, frame: Frame) -> Event:
+    return Event(
+        t_ns=frame.t_ns,
+        kind=CAPTURED,
+        netns=netns,
+        device=frame.device,
+        length=len(frame.data),
+        data=frame.data,
+        network=frame.network,
+        direction=frame.direction,
+    )
 
 
 @contextlib.contextmanager
@@ -180,13 +182,13 @@ def shoot(cluster: Cluster, spaces: Spaces, shot: Shot, watch: Watch, *, asking:
     ways = predict(cluster, shot, watch.tier)
     if asking:
         ways = Ways(ask(ways.there, cluster, spaces), None if ways.back is None else ask(ways.back, cluster, spaces))
-    ports = tunnels(cluster)
-    watch.look_for(shot, ports, addresses(cluster, shot, watch.tier))
+    carried = tunnels(cluster)
+    watch.look_for(shot, carried, addresses(cluster, shot, watch.tier))
     places = {netns(descriptor): name for name, descriptor in spaces.items()}
     with shots.opened(shot, spaces[source.tables.name]) as opened:
         refused = shots.send(opened, shot)
         events = watch_until(watch, Unresolved(cluster, spaces, ways.there), source_netns(places, source.tables.name), bool(refused), places)
-    seen = sights(events, places, probe, [port for port, skip in ports.items() if skip])
+    seen = sights(events, places, probe, carried)
     return judge(ways, probe, shots.reply_to(shot), cluster, Outcome(seen, first_seen(seen), refused), watch.tier, watch.blind)
 
 
@@ -272,19 +274,19 @@ class Unresolved:
         return found
 
 
-def tunnels(cluster: Cluster) -> dict[int, int]:
-    """The UDP ports that carry packets on any node here, with where the inner IP header is behind the UDP header."""
-    ports: dict[int, int] = {}
+def tunnels(cluster: Cluster) -> dict[int, Carried]:
+    """The UDP ports that carry packets on any node here."""
+    ports: dict[int, Carried] = {}
     for tables in cluster.tables.values():
         for row in tables.node.devices:
             if row.vxlan is not None and row.vxlan.port:
-                ports[row.vxlan.port] = VXLAN_SKIP
+                ports[row.vxlan.port] = "vxlan"
         for fdb in tables.node.fdb:
             if fdb.port:
-                ports[fdb.port] = VXLAN_SKIP
+                ports[fdb.port] = "vxlan"
         if any(tables.kind(row.name)[0] == "tun" for row in tables.node.devices):
-            ports.setdefault(8285, UDP_SKIP)
-    return ports or {FLANNEL_PORT: VXLAN_SKIP}
+            ports.setdefault(udp_port(cluster), "ip")
+    return ports or {FLANNEL_PORT: "vxlan"}
 
 
 def outer_hosts(walk: Walk | None) -> list[bytes]:

@@ -42,6 +42,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "arrives-udp": ("arrives at {device}: UDP port {port} is flannel's", "到达 {device}：UDP 端口 {port} 属于 flannel"),
         "arrives-plain": ("arrives at {device}", "到达 {device}"),
         "decapsulated": ("unwrapped; the inner destination MAC {mac} is {device}'s own", "解封装；内层目的 MAC {mac} 正是 {device} 自己的"),
+        "decapsulated-udp": ("unwrapped by flannel's user space, which writes it to {device}", "由 flannel 用户态解封装，写入 {device}"),
         "enters-bridge": ("enters bridge {bridge} by port {port}", "经端口 {port} 进入网桥 {bridge}"),
         "enters-bridge-port-unknown": ("enters bridge {bridge}, by which port is not in the tables", "进入网桥 {bridge}，表中未说明端口"),
         "bridge-port": ("bridge {bridge} has {mac} behind port {port}", "网桥 {bridge} 在端口 {port} 后有 {mac}"),

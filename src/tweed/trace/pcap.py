@@ -10,7 +10,7 @@ from tweed.trace.frames import Probe, Stage, frames
 from tweed.trace.messages import Language, label
 from tweed.trace.render import sentence
 from tweed.trace.result import Step, Walk
-from tweed.wire.pcapng import Interface, Record, Section
+from tweed.wire.pcapng import ETHERNET, RAW, Interface, Record, Section
 
 Taken = tuple[Step, ...]  # the steps that brought the packet to one place
 
@@ -21,9 +21,9 @@ def stages_of(walk: Walk, probe: Probe, branch: str | None = None) -> tuple[Stag
 
 
 def decode_command(stages: Sequence[Stage], file: str) -> str:
-    """The command line that reads the file with VXLAN understood at the ports that its packets have."""
-    ports = dict.fromkeys(frame.port for stage in stages for frame in stage.frames if frame.port) or {VXLAN_PORT: None}
-    return " ".join(["tshark", *(f"-d udp.port=={port},vxlan" for port in ports), "-r", shlex.quote(file)])
+    """The command line that reads the file with tunnels understood at the ports that its packets have."""
+    tunnels = {port: carried for stage in stages for frame in stage.frames for port, carried in frame.tunnels.items()} or {VXLAN_PORT: "vxlan"}
+    return " ".join(["tshark", *(f"-d udp.port=={port},{carried}" for port, carried in tunnels.items()), "-r", shlex.quote(file)])
 
 
 def section(walk: Walk, stages: Sequence[Stage], file: str, language: Language, branch: str | None = None) -> Section:
@@ -32,6 +32,7 @@ def section(walk: Walk, stages: Sequence[Stage], file: str, language: Language, 
     Times that nobody measured are a microsecond apart, from 1970 on: they only give the order.
     """
     places = [f"{stage.hop.node} {stage.hop.device}" for stage in stages]
+    bare = {where for where, stage in zip(places, stages, strict=True) if stage.hop.bare}
     interfaces = list(dict.fromkeys(places))
     records = []
     for number, (stage, where, steps) in enumerate(zip(stages, places, taken(walk.way(branch)), strict=True)):
@@ -51,7 +52,7 @@ def section(walk: Walk, stages: Sequence[Stage], file: str, language: Language, 
     about = decode_command(stages, file)
     if any(step.t_us is None for step in walk.way(branch)):
         about += f"\n{label(language, 'example values')}"
-    return Section(tuple(Interface(name) for name in interfaces), tuple(records), about, "tweed walk")
+    return Section(tuple(Interface(name, link_type=RAW if name in bare else ETHERNET) for name in interfaces), tuple(records), about, "tweed walk")
 
 
 def taken(steps: Taken) -> list[Taken]:

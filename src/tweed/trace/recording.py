@@ -12,6 +12,7 @@ from tweed.trace import snapshot as s
 from tweed.trace.events import Event
 from tweed.trace.frames import Probe
 from tweed.trace.result import Said, Tier
+from tweed.wire.packet import Carried
 
 FORMAT, VERSION = "tweed-recording", 1
 MOST_EVENTS = 100_000
@@ -20,7 +21,7 @@ MOST_EVENTS = 100_000
 class Heading(msgspec.Struct, frozen=True, kw_only=True):
     """`machine`: the node. `places`: node or container by the inode of its namespace. `refused`: as judge.Outcome has it. `sent`: it sent the probe.
 
-    `probe`: without unknowns. `bundle`: the tables, as snapshot.encode has them. `ports`: UDP ports that carry VXLAN.
+    `probe`: without unknowns. `bundle`: the tables, as snapshot.encode has them. `tunnels`: what UDP ports carry.
     """
 
     format: str = FORMAT
@@ -32,7 +33,7 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
     refused: str = ""
     tier: Tier = "bpf"
     blind: tuple[Said, ...] = ()
-    ports: tuple[int, ...]
+    tunnels: dict[int, Carried]
     bundle: str
 
 

@@ -5,14 +5,14 @@ sights(events, places, probe, tunnels) -> (Sight, ...)       in the order of tim
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from tweed.trace.events import CAPTURED, QUEUED, RECEIVED, ROUTED, Event
 from tweed.trace.frames import Probe
-from tweed.wire.packet import Layer, Packet, decode
+from tweed.wire.packet import Carried, Layer, Packet, decode
 
 Leg = Literal["there", "back", "error", ""]
 NETWORKS = ("ipv4", "ipv6")
@@ -44,29 +44,29 @@ class Sight(msgspec.Struct, frozen=True):
 class Recognised:
     """Whether a frame is of the probe, for who has no tracer: its nonce, of TCP its addresses and ports, of a later fragment its identification."""
 
-    def __init__(self, nonce: bytes, probe: Probe, ports: Collection[int]) -> None:
-        self.nonce, self.probe, self.ports = nonce, probe, ports
+    def __init__(self, nonce: bytes, probe: Probe, tunnels: Mapping[int, Carried]) -> None:
+        self.nonce, self.probe, self.tunnels = nonce, probe, tunnels
         self.pieces: set[tuple[int, str]] = set()
 
     def __call__(self, frame: bytes) -> bool:
         found = self.nonce in frame if self.nonce else self.is_tcp(frame)
         if found or self.pieces:
-            key = piece(decode(frame, vxlan_ports=self.ports))
+            key = piece(decode(frame, tunnels=self.tunnels))
             if key is not None and found:
                 self.pieces.add(key)
             return found or key in self.pieces
         return False
 
     def is_tcp(self, frame: bytes) -> bool:
-        packet = decode(frame, vxlan_ports=self.ports)
+        packet = decode(frame, tunnels=self.tunnels)
         ports = {self.probe.sport, self.probe.dport}
         return leg_of(packet, self.probe) != "" and any(
             layer.name == "tcp" and {layer.number("src_port"), layer.number("dst_port")} == ports for layer in packet.layers if len(layer.fields) > 1
         )
 
 
-def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, ports: Collection[int]) -> tuple[Sight, ...]:
-    """`places`: node by the inode of its namespace. `ports`: UDP ports that carry VXLAN."""
+def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, tunnels: Mapping[int, Carried]) -> tuple[Sight, ...]:
+    """`places`: node by the inode of its namespace. `tunnels`: what UDP ports carry."""
     found: list[Sight] = []
     pieces: dict[tuple[int, str], Leg] = {}  # of fragments, of which only the first tells
     for event in sorted(events, key=moment):
@@ -76,7 +76,7 @@ def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, por
             looked: Leg = "there" if ends == (probe.src, probe.dst) else "back" if ends == (probe.dst, probe.src) else ""
             found.append(Sight(event, node or node_of(found, event), looked))
             continue
-        packet = decode(event.frame, vxlan_ports=ports)
+        packet = decode(event.frame, tunnels=tunnels)
         leg: Leg = leg_of(packet, probe)
         key = piece(packet)
         if key is not None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import msgspec
 
 from tweed.addr import format_address
+from tweed.trace.cluster import Cluster
 from tweed.trace.frames import Hop, Tunnel
 from tweed.trace.path import Path
 from tweed.trace.result import Said
-from tweed.trace.tables import Tables
+from tweed.trace.tables import Tables, quote
 from tweed.trace.trail import Packet
 from tweed.trace.underlay import Remote, encapsulate
+from tweed.wire.flannel import PORTS
 
-FLANNEL_UDP_PORT = 8285
+
+def udp_port(cluster: Cluster) -> int:
+    """The port of all nodes' daemons: as the store has it, else flannel's."""
+    network = cluster.network
+    return network.port if network is not None and network.backend == "udp" else PORTS["udp"]
 
 
 def send_udp(path: Path, packet: Packet, device: str, target: bytes, assumed: Said | None) -> None:
@@ -38,9 +44,8 @@ def send_udp(path: Path, packet: Packet, device: str, target: bytes, assumed: Sa
         path.step(packet, device, "ends-remote-unknown", {"address": format_address(dst), "device": device}, assumptions=told)
         path.end(packet, "unknown")
         return
-    packet = msgspec.structs.replace(packet, ttl=packet.ttl - 1)  # flannel's daemon counts as a router, on each side
     before = len(path.steps)
-    encapsulate(path, packet, Remote(host, device, FLANNEL_UDP_PORT, None, None, None, vxlan=False), receive_udp)
+    encapsulate(path, packet, Remote(host, device, udp_port(path.cluster), None, None, None, vxlan=False), receive_udp)
     if told and before < len(path.steps):
         first = path.steps[before]
         path.steps[before] = msgspec.structs.replace(first, assumptions=(*told, *first.assumptions))
@@ -64,15 +69,18 @@ def shared_address(here: Tables, there: Tables) -> bytes | None:
 def receive_udp(path: Path, packet: Packet, sent: Packet, remote: Remote, tunnel: Tunnel) -> None:
     """The peer's flanneld writes what it receives into its own TUN device."""
     at = packet.at
-    if at.complete("socket") and not any(row.port == remote.port for row in at.node.sockets):
+    socket = next((row for row in at.node.sockets if row.port == remote.port and row.address in (None, bytes(4), bytes(16), remote.host)), None)
+    if socket is None and at.complete("socket"):
         path.fail(packet, packet.device, "dropped", "port-closed", {"port": str(remote.port), "host": format_address(remote.host)})
         return
     names = [name for name in dict.fromkeys([*at.devices, *(hop.device or "" for row in at.node.routes for hop in row.hops)]) if at.kind(name)[0] == "tun"]
     if not names:
         path.fail(packet, packet.device, "lost", "vtep-missing", {"host": format_address(remote.host)})
         return
+    tun = names[0]
     hop = Hop(at.name, packet.device, "in", None, None, packet.ttl, None, tunnel)
-    path.step(packet, packet.device, "arrives-udp", {"device": packet.device, "port": str(remote.port)}, hop=hop)
-    inside = msgspec.structs.replace(packet, device=names[0], dst_mac=None, src_mac=None, ttl=packet.ttl - 1)
-    if path.is_up(inside, names[0]):
+    path.step(packet, packet.device, "arrives-udp", {"device": packet.device, "port": str(remote.port)}, None if socket is None else quote(socket), hop=hop)
+    inside = msgspec.structs.replace(packet, device=tun, dst_mac=None, src_mac=None, ttl=packet.ttl - 1)
+    if path.is_up(inside, tun):
+        path.step(inside, tun, "decapsulated-udp", {"device": tun}, hop=Hop(at.name, tun, "in", ttl=inside.ttl, bare=True))
         path.arrive(inside)

@@ -62,7 +62,9 @@ def encapsulate(path: Path, packet: Packet, remote: Remote, receive: Receive) ->
     if remote.vxlan:
         path.step(packet, device, "encapsulated", params | {"vni": known(remote.vni)}, device_row(at, device), unknowns=unknowns)
     else:
-        path.step(packet, device, "encapsulated-udp", params, device_row(at, device), unknowns=unknowns)
+        tun = Hop(at.name, device, "out", ttl=packet.ttl, mtu=at.mtu(device), bare=True)
+        path.step(packet, device, "encapsulated-udp", params, device_row(at, device, HEAD), hop=tun)
+        packet = msgspec.structs.replace(packet, ttl=packet.ttl - 1)  # flannel's daemon counts as a router, on each side
     # IPv4 refuses to send from an address that is not its own (ip_route_output_key_hash_rcu), IPv6 does not.
     if remote.local is not None and len(remote.local) == 4 and at.complete("address") and remote.local not in at.own:
         path.fail(packet, device, "dropped", "local-not-ours", {"local": format_address(remote.local), "device": device}, device_row(at, device))
@@ -162,7 +164,7 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
         remote.vni,
         remote.port,
         checksum=remote.attributes.checksum,
-        ttl=remote.attributes.ttl or (TTL if remote.attributes is not NO_ATTRIBUTES or not remote.vxlan else None),
+        ttl=remote.attributes.ttl or (TTL if remote.attributes is not NO_ATTRIBUTES else None),  # of a daemon's socket: as it was set
         src_port=None if remote.vxlan else remote.port,
         vxlan=remote.vxlan,
     )

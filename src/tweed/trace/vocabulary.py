@@ -35,6 +35,7 @@ DECISIONS: dict[str, tuple[str, ...]] = {
     "arrives-udp": ("device", "port"),
     "arrives-plain": ("device",),
     "decapsulated": ("device", "mac"),
+    "decapsulated-udp": ("device",),
     # bridges and containers
     "enters-bridge": ("bridge", "port"),
     "enters-bridge-port-unknown": ("bridge",),

@@ -19,13 +19,13 @@ SECTION, INTERFACE, SIMPLE_PACKET, ENHANCED_PACKET = 0x0A0D0D0A, 1, 3, 6
 BYTE_ORDER = 0x1A2B3C4D
 END, COMMENT, DESCRIPTION = 0, 1, 3
 IF_NAME, IF_TSRESOL, IF_TSOFFSET, SHB_USERAPPL = 2, 9, 14, 4
-ETHERNET = 1
+ETHERNET, RAW = 1, 101  # tcpdump.org/linktypes.html; RAW begins with an IPv4 or IPv6 header
 NANOSECONDS = 9  # if_tsresol: a negative power of ten
 LONGEST_OPTION = 0xFFFF
 
 
 class Interface(msgspec.Struct, frozen=True):
-    """A device that packets were seen at. `link_type`: 1 is Ethernet. `snap_length` 0: packets were not cut."""
+    """A device that packets were seen at. `link_type`: ETHERNET, RAW. `snap_length` 0: packets were not cut."""
 
     name: str
     description: str = ""

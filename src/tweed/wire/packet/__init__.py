@@ -8,12 +8,15 @@ checksum.py  the Internet checksum (RFC 1071), computed and judged
 """
 
 from tweed.wire.packet.checksum import Checksum, checksums, internet_checksum
-from tweed.wire.packet.decode import decode
+from tweed.wire.packet.decode import INNER_AT, TUNNELS, Carried, decode
 from tweed.wire.packet.headers import Arp, Ethernet, Header, HopByHop, Icmp, Icmpv6, Ipv4, Ipv6, Ipv6Fragment, Tcp, Udp, Vlan, Vxlan, encode
 from tweed.wire.packet.layer import Field, Layer, Packet
 
 __all__ = [
+    "INNER_AT",
+    "TUNNELS",
     "Arp",
+    "Carried",
     "Checksum",
     "Ethernet",
     "Field",

@@ -6,14 +6,18 @@ Every header takes at least one byte and nothing calls itself, so that reading a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from tweed.addr import format_mac
 from tweed.wire.packet import tables as t
 from tweed.wire.packet.layer import Field, Layer, Packet
 from tweed.wire.packet.tables import Row
 
-VXLAN_PORTS = frozenset({8472, 4789})  # Linux and flannel before the standard, and RFC 7348
+# What a UDP port carries: VXLAN, or an IPv4 packet with nothing before it (flannel's UDP mode).
+Carried = Literal["vxlan", "ip"]
+INNER_AT: Mapping[Carried, int] = {"vxlan": 8 + 14, "ip": 0}  # from the UDP header's end to the inner IP header
+TUNNELS: Mapping[int, Carried] = {8472: "vxlan", 4789: "vxlan"}  # Linux and flannel before the standard, and RFC 7348
 
 
 class Draft:
@@ -32,8 +36,8 @@ class Draft:
 class Cursor:
     """The only place that looks at lengths: what is read lies between `at` and `end`, and `end` only ever comes closer."""
 
-    def __init__(self, data: bytes, vxlan_ports: Collection[int]) -> None:
-        self.data, self.vxlan_ports = data, vxlan_ports
+    def __init__(self, data: bytes, tunnels: Mapping[int, Carried]) -> None:
+        self.data, self.tunnels = data, tunnels
         self.at, self.end = 0, len(data)
         self.drafts: list[Draft] = []
         self.padding: list[Draft] = []
@@ -93,13 +97,13 @@ class Cursor:
 Step = Callable[[Cursor], "Step | None"]
 
 
-def decode(frame: bytes, *, vxlan_ports: Collection[int] = VXLAN_PORTS) -> Packet:
-    """The layers of an Ethernet frame, through VLANs and into VXLAN (UDP to one of `vxlan_ports`), to any depth.
+def decode(frame: bytes, *, tunnels: Mapping[int, Carried] = TUNNELS, bare: bool = False) -> Packet:
+    """The layers of an Ethernet frame (`bare`: of an IP packet), through VLANs and into tunnels (by their UDP port), to any depth.
 
     Never raises. What is not understood is payload; what is missing or contradicts itself is a problem of its layer.
     """
-    cursor = Cursor(bytes(frame), vxlan_ports)
-    step: Step | None = ethernet
+    cursor = Cursor(bytes(frame), tunnels)
+    step: Step | None = ethernet if not bare else ipv6 if cursor.peek(0) >> 4 == 6 else ipv4
     while step is not None and (cursor.room or not cursor.quoted):  # a quotation may end anywhere
         step = step(cursor)
     cursor.payload()
@@ -189,7 +193,8 @@ def udp(cursor: Cursor) -> Step | None:
     draft, numbers = read
     if numbers["length"]:
         cursor.limit(draft, numbers["length"])
-    return vxlan if numbers["dst_port"] in cursor.vxlan_ports else None
+    carried = cursor.tunnels.get(numbers["dst_port"])
+    return vxlan if carried == "vxlan" else bare_ipv4(cursor) if carried == "ip" else None
 
 
 def tcp(cursor: Cursor) -> Step | None:
@@ -211,6 +216,14 @@ def vxlan(cursor: Cursor) -> Step | None:
         return None
     cursor.level += 1
     return ethernet if cursor.room else None
+
+
+def bare_ipv4(cursor: Cursor) -> Step | None:
+    """Anybody may send to the port: what does not begin as the packet would is payload."""
+    if cursor.peek(0) >> 4 != 4:
+        return None
+    cursor.level += 1
+    return ipv4
 
 
 def icmp(cursor: Cursor) -> Step | None:

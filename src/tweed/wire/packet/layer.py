@@ -93,7 +93,7 @@ class Packet(msgspec.Struct, frozen=True):
 
     @property
     def levels(self) -> int:
-        """How many frames are inside each other: 1 for a plain one, 2 with VXLAN."""
+        """How many packets are inside each other: 1 for a plain one, 2 in a tunnel."""
         return max((layer.level for layer in self.layers), default=0) + 1
 
     @property
