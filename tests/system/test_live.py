@@ -81,6 +81,17 @@ def test_ipv6(own: Lab) -> None:
     assert places(document) == [place.replace("flannel.1", "flannel-v6.1") for place in THERE]
 
 
+def test_ipv6_echo_requests_that_are_ignored(own: Lab) -> None:
+    """Its kernel frees them with no reason given."""
+    own.run("node2/pod1", "sysctl -qw net.ipv6.icmp.echo_ignore_all=1")
+    try:
+        document = walk(own, own.pod("master/pod1").ip(6), own.pod("node2/pod1").ip(6))
+    finally:
+        own.run("node2/pod1", "sysctl -qw net.ipv6.icmp.echo_ignore_all=0")
+    assert (document["verdict"], document["first_divergence"]["cause"]) == ("dropped", "echo-ignored")
+    assert document["first_divergence"]["fix"][0]["command"] == "sysctl -w net/ipv6/icmp/echo_ignore_all=0"
+
+
 def test_on_one_node_the_bridge_alone_carries_it(own: Lab) -> None:
     document = walk(own, "master/pod1", "master/pod2")
     assert (document["verdict"], document["first_divergence"]) == ("delivered", None)
@@ -123,7 +134,6 @@ OTHERS = [
     ("node2/pod1", REJECTED, "nft delete table ip f", "node2/pod1", "firewall-drops"),
     ("node2", BRIDGED, "nft delete table bridge f", "node2", "firewall-drops"),
     ("master", "tc qdisc add dev ens33 root pfifo limit 0", "tc qdisc del dev ens33 root", "master", "kernel-drops"),
-    ("node2/pod1", "sysctl -qw net.ipv4.icmp_echo_ignore_all=1", "sysctl -qw net.ipv4.icmp_echo_ignore_all=0", "node2/pod1", "no-answer"),
     ("master/pod1", "sysctl -qw net.ipv4.ip_default_ttl=1", "sysctl -qw net.ipv4.ip_default_ttl=64", "master/pod1", "ttl-exceeded"),
     ("node2", "ip route add blackhole 10.244.0.2", "ip route del blackhole 10.244.0.2", "node2", "route-blackhole"),
 ]  # fmt: skip
@@ -140,17 +150,88 @@ def test_what_only_the_packet_shows(own: Lab, where: str, do: str, undo: str, no
     assert (document["first_divergence"]["node"], document["first_divergence"]["cause"]) == (node, cause)
 
 
-def test_another_destination_is_named_with_the_rule(own: Lab) -> None:
-    """Somebody answers, but not the one that was asked."""
-    own.run("master", "nft 'table ip f { chain c { type nat hook prerouting priority -110; ip daddr 10.244.2.2 dnat to 10.244.1.3; }; }'")
+DNAT = (
+    "nft 'table ip f { chain c { type nat hook prerouting priority -110; ip daddr 10.244.2.2 %sdnat to 10.244.1.3; ip daddr 9.9.9.9 dnat to 10.244.1.3; }; }'"
+)
+# Where it is put in, commands there, what takes them back, verdict, cause, and the one command that mends it, typed there.
+MENDED = {
+    "a rule of iptables' old tables": (
+        "node2",
+        "iptables-legacy -A FORWARD -d 10.244.2.3 -j DROP; iptables-legacy -A FORWARD -d 10.244.2.2 -m comment --comment 'by night' -j DROP",
+        "iptables-legacy -F",
+        "dropped",
+        "firewall-drops",
+        'iptables-legacy -t filter -D FORWARD -d 10.244.2.2/32 -m comment --comment "by night" -j DROP',
+    ),
+    "one that only its counter tells of": (
+        "node2",
+        "iptables-legacy -t mangle -A POSTROUTING -m u32 --u32 '0>>28=4' -j DROP",
+        "iptables-legacy -t mangle -F",
+        "dropped",
+        "firewall-drops",
+        'iptables-legacy -t mangle -D POSTROUTING -m u32 --u32 "0x0>>0x1c=0x4" -j DROP',
+    ),
+    "a policy of IPsec": (
+        "master",
+        "ip xfrm policy add src 10.244.0.0/24 dst 10.244.2.0/24 dir fwd action block; ip xfrm policy add dst 10.244.2.0/24 dir in action block",
+        "ip xfrm policy flush",
+        "dropped",
+        "ipsec-blocks",
+        "ip xfrm policy delete src 10.244.0.0/24 dst 10.244.2.0/24 dir fwd",
+    ),
+    "one for the tunnel": (
+        "node2",
+        "ip xfrm policy add src 192.168.2.200 dst 192.168.2.202 proto udp dport 8472 dir in action block",
+        "ip xfrm policy flush",
+        "dropped",
+        "ipsec-blocks",
+        "ip xfrm policy delete src 192.168.2.200/32 dst 192.168.2.202/32 proto udp dport 8472 dir in",
+    ),
+    "echo requests that are ignored": (
+        "node2/pod1",
+        "sysctl -qw net.ipv4.icmp_echo_ignore_all=1",
+        "sysctl -qw net.ipv4.icmp_echo_ignore_all=0",
+        "dropped",
+        "echo-ignored",
+        "sysctl -w net/ipv4/icmp_echo_ignore_all=0",
+    ),
+    "another destination": ("master", DNAT % "", "nft delete table ip f", "elsewhere", "destination-replaced", "nft delete rule ip f c handle 2"),
+    "another destination, by a rule that is not evaluated": (
+        "master",
+        DNAT % "ct mark 0 ",
+        "nft delete table ip f",
+        "elsewhere",
+        "destination-replaced",
+        "nft delete rule ip f c handle 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("title", MENDED)
+def test_the_one_command_that_mends_it(own: Lab, title: str) -> None:
+    where, do, undo, verdict, cause, command = MENDED[title]
+    own.run(where, do)
     try:
         document = walk(own, "master/pod1", "node2/pod1", "--fix")
     finally:
+        own.run(where, undo)
+    found = document["first_divergence"]
+    inside = {"netns": f"/run/netns/{own.netns(where)}"} if "/" in where else {}
+    assert (document["verdict"], found["node"], found["cause"]) == (verdict, where, cause)
+    assert found["fix"] == [{"node": where, "command": command} | inside] and found["evidence"]
+    assert (document["fixed"]["after"]["verdict"], document["fixed"]["after"]["first_divergence"]) == ("delivered", None)
+
+
+def test_a_service_is_for_being_passed_on(own: Lab) -> None:
+    """Its address is nobody's: that a rule puts a container's in its place is told, and no fault; nothing is to be mended."""
+    own.run("master", "nft 'table ip f { chain c { type nat hook prerouting priority -110; ip daddr 10.96.0.10 dnat to 10.244.2.2; }; }'")
+    try:
+        document = walk(own, "master/pod1", "10.96.0.10")
+    finally:
         own.run("master", "nft delete table ip f")
     found = document["first_divergence"]
-    assert (found["node"], found["cause"]) == ("master", "bytes-differ") and "IPv4 dst" in found["params"]["fields"]
-    assert any("dnat to 10.244.1.3" in row for row in found["evidence"])
-    assert (document["fixed"]["after"]["verdict"], document["fixed"]["after"]["first_divergence"]) == ("delivered", None)
+    assert (document["verdict"], found["cause"], found["fix"]) == ("delivered", "destination-replaced", [])
+    assert found["params"]["seen"] == "10.244.2.2"
 
 
 def without(*capabilities: str) -> list[str]:

@@ -48,6 +48,8 @@ TABLES = (
     "trace.rtnetlink_routes",
     "trace.intent",
     "trace.firewall",
+    "trace.iptables",
+    "trace.xfrm",
     "trace.findings",
     "trace.events",
     "trace.sights",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
+import msgspec
 
 from tweed.addr import format_address, format_mac
 from tweed.commands.common import agent_socket, own_netns, store_settings, with_store
@@ -22,6 +23,7 @@ from tweed.model import LeaseRecord
 from tweed.stores import LeaseStore
 from tweed.trace import snapshot as s
 from tweed.trace.dump import node
+from tweed.trace.result import Walk
 
 DOCKER = Path("/run/docker/netns")
 
@@ -85,6 +87,24 @@ def node_paths() -> dict[str, str | None]:
                 finally:
                     os.close(descriptor)
     return paths
+
+
+def entered(walk: Walk, lab: registry.Lab | None) -> Walk:
+    """The walk with the namespaces that its commands for containers are to be typed in."""
+
+    def placed(one: Walk) -> Walk:
+        found = one.first_divergence
+        if found is not None:
+            fixes = tuple(msgspec.structs.replace(fix, netns=paths.get(fix.node, "")) for fix in found.fix)
+            found = msgspec.structs.replace(found, fix=fixes)
+        others = (None if each is None else placed(each) for each in (one.reply, one.whole))
+        return msgspec.structs.replace(one, first_divergence=found, **dict(zip(("reply", "whole"), others, strict=True)))
+
+    if walk.first_divergence is None or not any("/" in fix.node for fix in walk.first_divergence.fix):
+        return walk
+    places = lab_paths(lab) if lab is not None else node_paths()
+    paths = {name: path if "/" in path else f"{DIRECTORY}/{path}" for name, path in places.items() if path is not None and "/" in name}
+    return placed(walk)
 
 
 def agent_name() -> str:

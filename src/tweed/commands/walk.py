@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from tweed.commands import spaces
 from tweed.commands.common import json_option, print_json
@@ -171,7 +170,8 @@ def observed(lab_name: str | None, src: str, dst: str, want: Wanted, *, fix: boo
                 if not as_json:
                     click.echo()
                     show(again, snapshot, want)
-            shown["fixed"] = {"commands": [msgspec.structs.asdict(each) for each in done], "after": again and document(again, sayer(want.language))}
+            commands = [{"node": each.fix.node, "command": each.fix.command, "error": each.error} for each in done]
+            shown["fixed"] = {"commands": commands, "after": again and document(again, sayer(want.language))}
     if as_json:
         print_json(shown)
         save(found, snapshot, want)
@@ -188,7 +188,7 @@ def live(lab_name: str | None, src: str, dst: str, want: Wanted) -> tuple[Walk, 
             found = ask(trip(cluster, Intent(cluster), want.probe(*ends(cluster, src, dst)), find(cluster), "tables"), cluster, opened)
             if not differs(found):
                 break
-    return found, snapshot
+    return spaces.entered(found, lab), snapshot
 
 
 def sources(name: str) -> list[Source]:

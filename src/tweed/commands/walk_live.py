@@ -28,10 +28,9 @@ COMMAND_TIMEOUT_S = 20
 
 
 class Done(msgspec.Struct, frozen=True):
-    """A command that was run on a node, and what it said when it failed."""
+    """A fix that was carried out, and what it said when it failed."""
 
-    node: str
-    command: str
+    fix: Fix
     error: str = ""
 
 
@@ -43,7 +42,7 @@ def observe(lab: Lab | None, opened: spaces.Spaces, src: str, dst: str, want: Wa
     found, snapshot = once(lab, opened, src, dst, want)
     if found.first_divergence is not None and found.first_divergence.cause.id == "evaluation-differs":
         found, snapshot = once(lab, opened, src, dst, want)
-    return found, snapshot
+    return spaces.entered(found, lab), snapshot
 
 
 def once(lab: Lab | None, opened: spaces.Spaces, src: str, dst: str, want: Wanted) -> tuple[Walk, Snapshot]:
@@ -63,10 +62,10 @@ def mend(opened: spaces.Spaces, fixes: tuple[Fix, ...]) -> Iterator[Done]:
     """Run the commands, each where it belongs, as a person would type it; one that fails ends it."""
     for fix in fixes:
         if fix.node not in opened:
-            yield Done(fix.node, fix.command, "that node is not on this machine")
+            yield Done(fix, "that node is not on this machine")
             return
         error = run(opened[fix.node], fix.command)
-        yield Done(fix.node, fix.command, error)
+        yield Done(fix, error)
         if error:
             return
 
@@ -86,4 +85,4 @@ def run(netns: int | None, command: str) -> str:
 
 def tell(done: list[Done]) -> None:
     for each in done:
-        click.echo(f"[root@{each.node} ~]# {each.command}{f'   {each.error}' if each.error else ''}")
+        click.echo(f"{each.fix.line}{f'   {each.error}' if each.error else ''}")

@@ -66,6 +66,12 @@ def legacy_in_use() -> bool:
     return any(_legacy_tables(family) for family in LEGACY_TABLES)
 
 
+def legacy_rules(*, counters: bool = False) -> list[tuple[str, str]]:
+    """What `PROGRAM-save` prints of the old tables, by program; of those that do not exist nothing. Raises KernelError."""
+    programs = (_program(family, legacy=True) for family in LEGACY_TABLES if _legacy_tables(family))
+    return [(program, _run([f"{program}-save", *(["-c"] if counters else [])])) for program in programs if program is not None]
+
+
 def usual(family: int) -> str:
     """The program that flanneld runs. Raises KernelError where it is not installed."""
     if find_program(f"{NAME[family]}-restore") is None:

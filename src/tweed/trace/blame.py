@@ -1,20 +1,28 @@
-"""Which firewall rule drops a probe: another one is sent, and the node's nftables are asked about it."""
+"""Which firewall rule drops a probe: more are sent, and the node's nftables are asked about them, and the counters of iptables' old tables."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 from collections.abc import Mapping
 
 import msgspec
 
 from tweed.errors import KernelError
+from tweed.kernel import iptables
 from tweed.kernel.netns import run_in
 from tweed.kernel.nfttrace import Culprit, RuleTrace
 from tweed.trace import probe as shots
+from tweed.trace.firewall import Chain, Rule
 from tweed.trace.probe import Shot
 from tweed.trace.result import Divergence, Fix, Quote, Said
 from tweed.wire.packet import INNER_AT, Carried
 
 ANSWER_S = 0.5
+SETTLE_S = 0.05
+SHOTS = 3  # whose counter rises by as many has met them all; other traffic seldom does that in so short a time
+COUNTED = re.compile(r"\[(?P<packets>\d+):\d+\] (?P<rule>-A (?P<chain>\S+) .*-j (?:DROP|REJECT)\b.*)|:(?P<base>\S+) DROP \[(?P<passed>\d+):\d+\]")
 # Bytes from a UDP header on: to the inner IP header, and the sizes of what follows.
 IP_SIZES = {4: 20, 6: 40}
 BEFORE_PAYLOAD = 8  # of an echo or a datagram; a SYN is told by its own first bytes
@@ -39,7 +47,47 @@ def blame(found: Divergence, shot: Shot, tunnels: Mapping[int, Carried], source:
     with made as trace, shots.opened(shot, source) as opened:
         shots.send(opened, shot)
         culprit = trace.culprit(ANSWER_S)
-    return found if culprit is None else named(found, culprit)
+    if culprit is not None:
+        return named(found, culprit)
+    counted = by_counters(shot, source, node)
+    return found if counted is None else counted_out(found, *counted, shot.probe.dst)
+
+
+def by_counters(shot: Shot, source: int | None, node: int | None) -> tuple[Chain, Rule | None] | None:
+    """The one rule (or policy: None) of the old tables that dropped all of a few probes; None where there are several such, or none."""
+    with contextlib.suppress(KernelError), shots.opened(shot, source) as opened:
+        before = counters() if node is None else run_in(node, counters)
+        for _ in range(SHOTS if before else 0):
+            shots.send(opened, shot)
+        time.sleep(SETTLE_S)
+        after = counters() if node is None else run_in(node, counters)
+        risen = [(chain, rule) for place, (packets, chain, rule) in after.items() if place in before and packets - before[place][0] >= SHOTS]
+        if len(risen) == 1:
+            return risen[0]
+    return None
+
+
+def counters() -> dict[tuple[str, str, int], tuple[int, Chain, Rule | None]]:
+    """How many packets each rule and policy of the old tables dropped so far, by program, table and line."""
+    found: dict[tuple[str, str, int], tuple[int, Chain, Rule | None]] = {}
+    for program, text in iptables.legacy_rules(counters=True):
+        table = ""
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.startswith("*"):
+                table = line[1:]
+            elif (told := COUNTED.fullmatch(line)) is not None:
+                family, chain, source = ("ip6" if program.startswith("ip6") else "ip"), told["chain"] or told["base"], f"{program}-save:{number}"
+                rule = Rule((), Quote(source, told["rule"])) if told["rule"] else None
+                quote = Quote(source, line.partition(" [")[0])
+                found[program, table, number] = int(told["packets"] or told["passed"]), Chain(family, table, chain, [], quote=quote, program=program), rule
+    return found
+
+
+def counted_out(found: Divergence, chain: Chain, rule: Rule | None, dst: bytes) -> Divergence:
+    said = Said("firewall-drops", found.cause.params | {"hook": chain.place})
+    commands = chain.passage(dst) if rule is None else (chain.removal(rule),)
+    fix = tuple(Fix(found.node, command) for command in commands if command is not None)
+    return Divergence(found.node, found.device, said, (chain.quote if rule is None else rule.quote, *found.evidence), fix)
 
 
 def named(found: Divergence, culprit: Culprit) -> Divergence:

@@ -77,6 +77,14 @@ class Cluster:
             return None
         return best
 
+    def container(self, address: bytes) -> bool:
+        """Whether an address is meant for one container, and not for somebody who passes on what comes (a node, a service)."""
+        owner, family = self.owner(address), 4 if len(address) == 4 else 6
+        if owner is not None:
+            return owner.tables.node.host is not None
+        leased = any(of == family and Prefix(address, length).network in self.leased for of, length in self.lease_lengths)
+        return leased or self.behind(address) is not None
+
     def known(self, address: bytes) -> bool:
         """Whether any row but a default route speaks of an address."""
         family = 4 if len(address) == 4 else 6

@@ -18,11 +18,11 @@ from tweed.trace.case_routes import ENDS_IT, RouteCase
 from tweed.trace.cluster import Cluster, Owner
 from tweed.trace.inside import neighbour_forgotten, veth_of
 from tweed.trace.intent import Intent
-from tweed.trace.result import Divergence, Said, Step, Verdict, Walk
+from tweed.trace.result import NOT_ARRIVED, Divergence, Said, Step, Verdict, Walk
 from tweed.trace.tables import Tables, quote
 from tweed.trace.underlay import HEAD, LINK, attributes_of, device_row
 
-BAD: tuple[Verdict, ...] = ("dropped", "lost", "detour")
+BAD: tuple[Verdict, ...] = (*NOT_ARRIVED, "detour")
 
 
 def diagnose(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
@@ -59,7 +59,7 @@ def twice(cluster: Cluster, intent: Intent, walk: Walk) -> Walk | None:
     fix += tuple(neighbour_forgotten(host, walk.dst, row.device) for row in heard if row.device is not None and fix)
     params = {"address": format_address(walk.dst), "other": right.tables.name, "device": wrong.device}
     found = Divergence(wrong.tables.name, wrong.device, Said("address-twice", params), (quote(wrong.row), quote(right.row)), fix)
-    verdict: Verdict = "lost" if walk.steps[-1].node == wrong.tables.name else walk.verdict
+    verdict: Verdict = "elsewhere" if walk.steps[-1].node == wrong.tables.name else walk.verdict
     return msgspec.structs.replace(walk, verdict=verdict, first_divergence=found, outcomes=dict.fromkeys(walk.outcomes, verdict))
 
 
@@ -71,7 +71,7 @@ def elsewhere(cluster: Cluster, intent: Intent, walk: Walk) -> Walk:
     found = Case(cluster, intent, walk).look(last)
     if found is None or found.cause.id != "address-elsewhere":
         return walk
-    return msgspec.structs.replace(walk, verdict="lost", first_divergence=found, outcomes=dict.fromkeys(walk.outcomes, "lost"))
+    return msgspec.structs.replace(walk, verdict="elsewhere", first_divergence=found, outcomes=dict.fromkeys(walk.outcomes, "elsewhere"))
 
 
 class Case(RouteCase):

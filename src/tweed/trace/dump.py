@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tweed.addr import format_address
 from tweed.errors import KernelError
+from tweed.kernel import iptables
 from tweed.kernel.netlink import Netlink
 from tweed.kernel.netns import run_in
 from tweed.kernel.nft import Nft
-from tweed.trace import rtnetlink
+from tweed.trace import rtnetlink, xfrm
 from tweed.trace import rtnetlink_routes as routing
 from tweed.trace import snapshot as s
 from tweed.wire import link as link_wire
@@ -20,6 +23,7 @@ from tweed.wire import rtnl
 from tweed.wire.rule import dump_rules
 
 SYSCTLS = Path("/proc/sys")
+NETLINK_XFRM = 6
 # What a walk evaluates; `*` is every device, `all` and `default`.
 KEYS = (
     "net/ipv4/ip_forward",
@@ -28,6 +32,8 @@ KEYS = (
     "net/ipv4/conf/*/accept_local",
     "net/ipv4/conf/*/ignore_routes_with_linkdown",
     "net/ipv4/conf/*/proxy_arp",
+    "net/ipv4/icmp_echo_ignore_all",
+    "net/ipv6/icmp/echo_ignore_all",
     "net/ipv6/conf/*/forwarding",
     "net/ipv6/conf/*/disable_ipv6",
     "net/ipv6/conf/*/ignore_routes_with_linkdown",
@@ -71,7 +77,7 @@ def node(name: str, netns: int | None = None) -> s.Node:
             fdb=tuple(rtnetlink.fdb(nl.dump(rtnl.dump_fdb(0, bridge=False), COMMANDS["fdb"]), known)),
             shown=SHOWN,
         )
-    return run_in(netns, lambda: with_files(made)) if netns is not None else with_files(made)
+    return run_in(netns, lambda: with_files(made, known)) if netns is not None else with_files(made, known)
 
 
 def dump(nl: Netlink, question: bytes, operation: str) -> list[bytes]:
@@ -84,9 +90,10 @@ def dump(nl: Netlink, question: bytes, operation: str) -> list[bytes]:
         raise
 
 
-def with_files(made: s.Node) -> s.Node:
-    """The same with what the calling thread's namespace says in /proc, and its nft ruleset."""
-    return s.Node(**{field: getattr(made, field) for field in made.__struct_fields__} | {"sockets": sockets(), "sysctls": sysctls(), "nft": ruleset()})
+def with_files(made: s.Node, known: Mapping[int, str]) -> s.Node:
+    """The same with what the calling thread's namespace says in /proc and of its firewalls. `known`: device names by index."""
+    more = {"sockets": sockets(), "sysctls": sysctls(), "nft": ruleset(), "iptables": old_rules(), "policies": policies(known)}
+    return s.Node(**{field: getattr(made, field) for field in made.__struct_fields__} | more)
 
 
 def sysctls() -> tuple[s.SysctlRow, ...]:
@@ -138,3 +145,23 @@ def ruleset() -> tuple[s.EvidenceRow, ...]:
     except KernelError:
         return ()
     return tuple(s.EvidenceRow(source=f"nft:{number}", text=line.strip()) for number, line in enumerate(text.splitlines(), 1))
+
+
+def old_rules() -> tuple[s.EvidenceRow, ...]:
+    """The rules of iptables' old tables, where there are some and a program that reads them."""
+    try:
+        saved = iptables.legacy_rules()
+    except KernelError:
+        return ()
+    return tuple(
+        s.EvidenceRow(source=f"{program}-save:{number}", text=line.strip()) for program, text in saved for number, line in enumerate(text.splitlines(), 1)
+    )
+
+
+def policies(known: Mapping[int, str]) -> tuple[s.PolicyRow, ...]:
+    """IPsec's policies; none in a kernel without IPsec, and none without the right to see them (CAP_NET_ADMIN)."""
+    try:
+        with Netlink(opened=socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_XFRM)) as nl:
+            return tuple(xfrm.policies(nl.dump(xfrm.dump_policies(), "ip xfrm policy"), known))
+    except (KernelError, OSError):
+        return ()

@@ -11,7 +11,7 @@ from tweed.trace.bits import Frame
 from tweed.trace.frames import Stage
 from tweed.trace.messages import FIGURE_ZH, Language, label, sayer
 from tweed.trace.render import sentence
-from tweed.trace.result import Step, Walk
+from tweed.trace.result import NOT_ARRIVED, Step, Walk
 from tweed.trace.snapshot import Node, Snapshot
 from tweed.trace.svg import Device, Mark, NodeBox, Picture, Role, draw
 from tweed.trace.vocabulary import CAUSES
@@ -64,7 +64,7 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
     passed = passed_nodes(steps, snapshot)
     same_node = len(passed) == 1
     unknown_peer = next((said for step in steps for said in step.unknowns if said.id == "peer-tables"), None)
-    if walk.verdict in ("dropped", "lost"):
+    if walk.verdict in NOT_ARRIVED:
         passed = [with_what_lies_ahead(each, snapshot) for each in passed]
     size = len(walk.src)
     boxes = [node_box(each, snapshot, size) for each in passed]
@@ -80,7 +80,7 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
         host = unknown_peer.params.get("host", "")
         boxes.append(NodeBox(host, (Device("nic", label(language, "not known"), (host,)),), (Device("container", target, (target,)),)))
         same_node, stop = False, (host, "nic")
-    elif walk.verdict in ("dropped", "lost", "unknown") and steps:
+    elif walk.verdict in (*NOT_ARRIVED, "unknown") and steps:
         stop = stop_at(steps[-1], passed, snapshot)
     names = {box.name for box in boxes}
     used: dict[Role, str] = {role: name for each in reversed(passed) for role, name in each.devices.items()}
@@ -104,7 +104,7 @@ def picture(walk: Walk, snapshot: Snapshot, stages: Sequence[Stage], language: L
         fragments=count,
         marks=marks(steps, passed, snapshot, language),
         stop=stop,
-        delivered=walk.verdict not in ("dropped", "lost"),
+        delivered=walk.verdict not in NOT_ARRIVED,
         unknown=walk.verdict == "unknown",
         words=FIGURE_ZH if language == "zh" else {},
     )

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from tweed.addr import Prefix, parse_address
+from tweed.addr import Prefix, format_address, parse_address
 from tweed.trace import snapshot as s
 from tweed.trace.result import Quote
 
@@ -42,8 +42,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     proto: int
     sport: int | None = None
     dport: int | None = None
-    iif: str = ""
-    oif: str = ""
+    iif: str | None = ""
+    oif: str | None = ""
     state: str = "new"
     icmp: str = ""
 
@@ -65,12 +65,31 @@ class Chain(msgspec.Struct):
     policy: str = "accept"
     devices: tuple[str, ...] = ()
     quote: Quote = Quote("", "")
+    program: str = ""  # of iptables' old tables the one that writes them, else it is nft's
+
+    @property
+    def place(self) -> str:
+        """As `nft` names it, and the program of one that is not its."""
+        return f"{self.program or self.family} {self.table} {self.name}"
+
+    def removal(self, rule: Rule) -> str | None:
+        """The command that takes exactly this rule away; None for one that was listed without its handle."""
+        if self.program:
+            return f"{self.program} -t {self.table} -D{rule.quote.text.removeprefix('-A')}"
+        return f"nft delete rule {self.place} handle {rule.handle}" if rule.handle else None
+
+    def passage(self, address: bytes) -> tuple[str, str]:
+        """The commands that let pass what is for an address and what comes from there, whatever follows in this chain."""
+        ip, text = "ip" if len(address) == 4 else "ip6", format_address(address)
+        if self.program:
+            return (f"{self.program} -t {self.table} -I {self.name} -d {text} -j ACCEPT", f"{self.program} -t {self.table} -I {self.name} -s {text} -j ACCEPT")
+        return (f"nft insert rule {self.place} {ip} daddr {text} accept", f"nft insert rule {self.place} {ip} saddr {text} accept")
 
 
 class Ruling(msgspec.Struct, frozen=True):
-    """`rule` and `chain` of what drops it; without a rule it is the chain's policy."""
+    """`rule` and `chain` of what drops it, without a rule it is the chain's policy; or of what gives it another destination."""
 
-    kind: Literal["drop", "pass", "unknown"]
+    kind: Literal["drop", "pass", "unknown", "replace"]
     chain: Chain | None = None
     rule: Rule | None = None
 
@@ -81,10 +100,11 @@ PASSED = Ruling("pass")
 class Firewall:
     """A node's rules, parsed once."""
 
-    def __init__(self, lines: Iterable[s.EvidenceRow]) -> None:
-        self.chains: dict[tuple[str, str, str], Chain] = {}
-        for chain in read_chains(lines):
-            self.chains[chain.family, chain.table, chain.name] = chain
+    def __init__(self, lines: Iterable[s.EvidenceRow], others: Iterable[Chain] = ()) -> None:
+        """`others`: chains of iptables' old tables (trace.iptables)."""
+        self.chains: dict[tuple[str, str, str, str], Chain] = {}
+        for chain in (*read_chains(lines), *others):
+            self.chains[chain.program, chain.family, chain.table, chain.name] = chain
         self.hooked = sorted((chain for chain in self.chains.values() if chain.hook), key=lambda chain: chain.priority)
 
     def verdict(self, hook: str, facts: Facts) -> Ruling:
@@ -102,6 +122,16 @@ class Firewall:
             unknown |= ruling is not None and ruling.kind == "unknown"
         return Ruling("unknown") if unknown else PASSED
 
+    def translation(self, hook: str, facts: Facts) -> Ruling | None:
+        """The rule that certainly gives it another destination there, None where there is none or that is not certain."""
+        family = 4 if len(facts.dst) == 4 else 6
+        for chain in self.hooked if facts.state == "new" else ():
+            if chain.hook == hook and chain.type == "nat" and family in FAMILIES.get(chain.family, ()):
+                ruling = self.run(chain, chain, facts, 0)
+                if ruling is not None and ruling.kind in ("replace", "unknown"):
+                    return ruling if ruling.kind == "replace" else None
+        return None
+
     def run(self, chain: Chain, base: Chain, facts: Facts, depth: int) -> Ruling | None:
         """None: it came to the end of a chain that was jumped to."""
         doubtful = unknown = False
@@ -116,10 +146,12 @@ class Firewall:
             word = action[0]
             if word in ("drop", "reject"):
                 return Ruling("unknown") if doubtful else Ruling("drop", chain, rule)
-            if word in ("accept", "masquerade", "snat", "dnat", "redirect", "tproxy", "queue"):
+            if word in ("dnat", "redirect"):
+                return Ruling("unknown") if unknown else Ruling("replace", chain, rule)
+            if word in ("accept", "masquerade", "snat", "tproxy", "queue"):
                 return Ruling("unknown") if unknown else PASSED
             if word in ("jump", "goto"):
-                target = self.chains.get((chain.family, chain.table, action[1] if len(action) > 1 else ""))
+                target = self.chains.get((chain.program, chain.family, chain.table, action[1] if len(action) > 1 else ""))
                 if target is None or depth >= DEEPEST:
                     return Ruling("unknown")
                 ruling = self.run(target, base, facts, depth + 1)
@@ -134,6 +166,18 @@ class Firewall:
         if base.policy == "drop":
             return Ruling("unknown") if doubtful else Ruling("drop", base)
         return Ruling("unknown") if unknown else PASSED
+
+
+def target(rule: Rule) -> bytes | None:
+    """The address that a rule puts in place of a packet's own, where it names one."""
+    at = next((number for number, word in enumerate(rule.words) if word in ("dnat", "snat")), None)
+    words = [word for word in rule.words[at + 1 :] if word not in ("ip", "ip6", "to")] if at is not None else []
+    text = words[0] if words else ""
+    bare = text[1:].partition("]")[0] if text.startswith("[") else text if text.count(":") > 1 else text.partition(":")[0]
+    try:
+        return parse_address(bare)
+    except ValueError:  # none, a range, or a map
+        return None
 
 
 # ---- text to chains -------------------------------------------------------------------------------------------------------
@@ -227,7 +271,8 @@ def match(word: str, words: list[str], facts: Facts) -> bool | None:
         word = words.pop(0)
     if word in ("iifname", "oifname", "iif", "oif"):
         device = facts.iif if word.startswith("iif") else facts.oif
-        return value(words).holds(lambda text: device == text or (text.endswith("*") and device.startswith(text[:-1])))
+        wanted = value(words)
+        return None if device is None else wanted.holds(lambda text: device == text or (text.endswith("*") and device.startswith(text[:-1])))
     if word in ("tcp", "udp", "th", "sctp") and words[:1] in (["sport"], ["dport"]):
         port = facts.sport if words.pop(0) == "sport" else facts.dport
         wanted = value(words)

@@ -44,7 +44,8 @@ def from_container(path: Path, behind: Behind) -> None:
 def joins(at: Tables, dst: bytes) -> bool:
     """Whether connection tracking puts fragments together at this node's bridges: it is in use, and bridges hand what they pass to the IP hooks."""
     key = f"net/bridge/bridge-nf-call-ip{'6' if len(dst) == 16 else ''}tables"
-    return at.sysctl(key) == 1 and any(" ct " in f" {row.text} " or "masquerade" in row.text or "type nat hook" in row.text for row in at.node.nft)
+    words = (" ct ", "masquerade", "type nat hook", "*nat", "conntrack")  # nft's, and those of iptables' old tables
+    return at.sysctl(key) == 1 and any(word in f" {row.text} " for row in (*at.node.nft, *at.node.iptables) for word in words)
 
 
 def port_of(tables: Tables, bridge: str, mac: bytes | None) -> s.FdbRow | None:

@@ -17,8 +17,8 @@ from tweed.trace.beside import Laid, beside, in_tunnel, translated
 from tweed.trace.cluster import Cluster
 from tweed.trace.drops import ETHERNET, FORWARDS_TO_PEER, SEND_ERRORS, explain
 from tweed.trace.events import DROPPED
-from tweed.trace.firewall import Firewall
-from tweed.trace.frames import TTL, Probe
+from tweed.trace.firewall import Facts, evaluate, target
+from tweed.trace.frames import PROTOCOLS, TTL, Probe
 from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk
 from tweed.trace.sights import Sight, is_error
 from tweed.trace.vocabulary import kind_of
@@ -47,6 +47,11 @@ def judge(ways: Ways, probe: Probe, answer: Probe | None, cluster: Cluster, seen
     laid = beside(ways.there, probe, cluster, seen.sights, "there", seen.began_ns)
     there = conclude(ways.there, laid, cluster, seen, arrived=answered or arrived(ways.there, laid, cluster, probe))
     made = msgspec.structs.replace(there, tier=tier, blind=blind, probe=probe)
+    moved = next((sight for sight in seen.sights if redirected(sight, probe)), None)
+    if moved is not None:
+        return elsewhere(made, ways.there, moved, laid, cluster, seen, probe, answered=answered)
+    if not answered and ignored(ways, laid):
+        return unanswered(made, ways, laid, cluster, seen, probe)
     other = next((sight for sight in seen.sights if sight.moves and translated(sight, probe)), None)
     if other is not None and made.first_divergence is not None and made.first_divergence.cause.id == "bytes-differ":
         made = msgspec.structs.replace(made, first_divergence=None)  # masquerading is no fault while answers find their way
@@ -89,19 +94,62 @@ def replaced(walk: Walk, sight: Sight, probe: Probe, cluster: Cluster) -> Walk:
     network = sight.inner
     assert network is not None
     params = {"src": format_address(probe.src), "seen": format_address(network.octets("src")), "device": sight.event.device}
-    rows, fixes = translating(cluster, sight.node, {"snat", "masquerade"})
+    rows, fixes = translating(cluster, sight.node, probe, ("snat", "masquerade"), network.octets("src"))
     found = Divergence(sight.node, sight.event.device, Said("source-replaced", params), rows, fixes)
     known = walk.first_divergence
     return msgspec.structs.replace(walk, verdict=walk.verdict if known is not None else "lost", first_divergence=known or found)
 
 
-def translating(cluster: Cluster, node: str, words: set[str]) -> tuple[tuple[Quote, ...], tuple[Fix, ...]]:
-    """The rules of a node that replace addresses (by these words) and are not our own, and what takes them away."""
+def ignored(ways: Ways, laid: Laid) -> bool:
+    """Whether it came to a namespace that answers no echo request, and nothing else is in its way. IPv6 frees it with no reason where it reads it."""
+    found = ways.back.first_divergence if ways.back is not None else None
+    if found is None or found.cause.id != "echo-ignored" or ways.there.first_divergence is not None or laid.last is None:
+        return False
+    return (laid.last.node, laid.last.direction) == (found.node, "in") and (laid.drop is None or laid.drop.event.function.startswith("icmpv6_rcv"))
+
+
+def redirected(sight: Sight, probe: Probe) -> bool:
+    """Whether it shows the probe with another destination."""
+    network = sight.inner
+    there = sight.moves and sight.leg == "there" and sight.packet is not None and not is_error(sight.packet)
+    return there and network is not None and network.octets("src") == probe.src and network.octets("dst") != probe.dst
+
+
+def elsewhere(walk: Walk, predicted: Walk, sight: Sight, laid: Laid, cluster: Cluster, seen: Outcome, probe: Probe, *, answered: bool) -> Walk:
+    """A rule gave it another destination. What is for a node or a service is passed on so; what is for a container should have got there."""
+    network = sight.inner
+    assert network is not None
+    to = network.octets("dst")
+    params = {"dst": format_address(probe.dst), "seen": format_address(to), "device": sight.event.device}
+    rows, fixes = translating(cluster, sight.node, probe, ("dnat", "redirect"), to)
+    found = Divergence(sight.node, sight.event.device, Said("destination-replaced", params), rows)
+    if not cluster.container(probe.dst):
+        known = walk.first_divergence
+        return walk if known is not None and known.cause.id != "bytes-differ" else msgspec.structs.replace(walk, first_divergence=found)
+    told = predicted.first_divergence
+    if told is not None and told.cause.id == "destination-replaced" and told.node == found.node:
+        found = msgspec.structs.replace(told, cause=found.cause)
+    else:
+        found = msgspec.structs.replace(found, fix=fixes)
+    ends = {each.tables.name for each in cluster.owners.get(to, ())}
+    there = laid.last is not None and laid.last.node in ends and laid.last.direction == "in" and laid.drop is None
+    verdict: Verdict = "elsewhere" if answered or there else "dropped" if laid.drop is not None else "lost"
+    return ended(walk, laid, verdict, with_evidence(found, laid, seen))
+
+
+def translating(cluster: Cluster, node: str, probe: Probe, words: tuple[str, ...], address: bytes) -> tuple[tuple[Quote, ...], tuple[Fix, ...]]:
+    """The rules of a node, not our own, that may have put an address in place of the probe's (by these words), and what takes the one away that did.
+
+    Those that name the address, else those that name none; of several nobody can tell which it was.
+    """
     tables = cluster.tables.get(node)
-    chains = Firewall(tables.node.nft).chains.values() if tables is not None else ()
-    rules = [(chain, rule) for chain in chains for rule in chain.rules if words & {*rule.words} and not chain.table.startswith(OUR_TABLES)]
-    fixes = (Fix(node, f"nft delete rule {chain.family} {chain.table} {chain.name} handle {rule.handle}") for chain, rule in rules if rule.handle)
-    return tuple(rule.quote for _, rule in rules), tuple(fixes)
+    icmp = "echo-request" if probe.proto == "icmp" else ""
+    facts = Facts(probe.src, probe.dst, PROTOCOLS[probe.proto, probe.family], probe.sport, probe.dport, None, None, "new", icmp)
+    chains = [chain for chain in tables.firewall.chains.values() if not chain.table.startswith(OUR_TABLES)] if tables is not None else []
+    rules = [(chain, rule) for chain in chains for rule in chain.rules if {*words} & {*rule.words} and evaluate(rule, facts)[0] is not False]
+    rules = [each for each in rules if target(each[1]) == address] or [each for each in rules if target(each[1]) is None]
+    commands = [chain.removal(rule) for chain, rule in rules] if len(rules) == 1 else []
+    return tuple(rule.quote for _, rule in rules), tuple(Fix(node, command) for command in commands if command is not None)
 
 
 def errors(sights: Sequence[Sight]) -> bool:
@@ -133,8 +181,9 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
         if walk.first_divergence is not None and walk.first_divergence.cause.id == "address-twice":
             return ended(made, laid, walk.verdict, walk.first_divergence)
         if walk.verdict == "detour" or (walk.first_divergence is not None and kind_of(walk.steps[-1].decision.id) != "cause"):
-            return ended(made, laid, "detour", walk.first_divergence)  # past a wrong decision, and somebody brought it back on its way
-        return ended(made, laid, "delivered", unlike(made, cluster) or overtaken(walk, laid))
+            # Past a wrong decision: somebody brought it back on its way, or answers in its place.
+            return ended(made, laid, "elsewhere" if walk.verdict == "elsewhere" else "detour", walk.first_divergence)
+        return ended(made, laid, "delivered", unlike(made) or overtaken(walk, laid))
     predicted = walk.first_divergence
     if predicted is not None and (came_so_far(laid) or passed(laid, predicted) or unanswered_question(laid, predicted) or just_there(laid, predicted)):
         verdict: Verdict = walk.verdict if walk.verdict in ("dropped", "lost") else "lost"
@@ -230,17 +279,15 @@ def passed(laid: Laid, found: Divergence) -> bool:
     return at is not None and at <= laid.far
 
 
-def unlike(walk: Walk, cluster: Cluster) -> Divergence | None:
-    """The first place with other bytes than predicted; another destination was put there by a rule."""
+def unlike(walk: Walk) -> Divergence | None:
+    """The first place with other bytes than predicted."""
     for step in walk.steps:
         for sight in step.seen:
             if not sight.differs:
                 continue
             evidence = (Quote(sight.event, f"{sight.node} {sight.device} {sight.direction}: {', '.join(sight.differs)}"),)
-            moved = any(name.endswith(" dst") and "Ethernet" not in name for name in sight.differs)
-            rows, fixes = translating(cluster, sight.node, {"dnat", "redirect"}) if moved else ((), ())
             said = Said("bytes-differ", {"device": sight.device, "fields": ", ".join(sight.differs)})
-            return Divergence(step.node, step.device, said, (*evidence, *rows), fixes)
+            return Divergence(step.node, step.device, said, evidence)
     return None
 
 

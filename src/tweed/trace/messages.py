@@ -122,6 +122,8 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "bridge-vlan": ("{port} is not in VLAN {vlan}: the bridge drops it", "{port} 不在 VLAN {vlan} 中：网桥将其丢弃"),
         "ttl-exceeded": ("the TTL runs out on the way to {dst}", "在到达 {dst} 之前 TTL 已耗尽"),
+        "ipsec-blocks": ("an IPsec policy ({direction}) does not let it pass", "IPsec 策略（{direction}）不让它通过"),
+        "echo-ignored": ("{address} answers no echo request: {key} is 1", "{address} 不应答 echo 请求：{key} 为 1"),
         "detour": ("arrives, by way of {node}", "绕经 {node} 到达"),
         "rule-diverts": (
             "the policy rule of priority {priority} asks table {table} about {dst} before the table that has its route",
@@ -143,6 +145,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "vanished": ("nothing is seen of it after {device}", "过了 {device} 就再也看不到它"),
         "no-answer": ("{address} gets it and does not answer", "{address} 收到了，但没有回应"),
         "source-replaced": ("its source {src} became {seen} at {device}", "它的源地址 {src} 在 {device} 变成了 {seen}"),
+        "destination-replaced": ("a rule replaces its destination {dst} by {seen}", "规则把目的地址 {dst} 换成了 {seen}"),
         "bytes-differ": ("the frame at {device} is not the predicted one: {fields}", "{device} 上的帧与推演不同：{fields}"),
         "evaluation-differs": (
             "tweed's own mistake: for {question} it found `{ours}`, the kernel answers `{kernel}`",
@@ -188,6 +191,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "neighbour-will-ask": ("the kernel will ask for {address} first", "内核会先询问 {address}"),
         "bridge-vlans-ignored": ("VLAN rows of {bridge} do not count: it does not filter VLANs", "{bridge} 不做 VLAN 过滤，VLAN 表项不计"),
         "nft-not-evaluated": ("some of the firewall rules say more than is evaluated here", "部分防火墙规则的条件未参与推演"),
+        "ipsec-not-evaluated": ("an IPsec policy may do something else with it: not evaluated here", "IPsec 策略可能另有处理，未参与推演"),
         "rule-not-evaluated": ("the rule's selector `{selector}` is not evaluated", "规则的条件 `{selector}` 未参与推演"),
         "only-vtep": ("{device} is the only VTEP here", "{device} 是这里唯一的 VTEP"),
         "branch": ("way {number} of {count}, weight {weight}", "第 {number} 条路，共 {count} 条，权重 {weight}"),
@@ -273,6 +277,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "delivered": ("delivered", "已送达"),
     "dropped": ("dropped", "被丢弃"),
     "lost": ("lost", "丢失"),
+    "elsewhere": ("delivered elsewhere", "送到了别处"),
     "detour": ("delivered by a detour", "绕路送达"),
     "unknown": ("not known to the end", "无法推演到底"),
     "text": ("predicted from pasted tables", "由粘贴的表推演"),

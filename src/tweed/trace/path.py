@@ -14,8 +14,9 @@ import msgspec
 
 from tweed.addr import format_address, format_mac
 from tweed.trace import snapshot as s
+from tweed.trace import xfrm
 from tweed.trace.cluster import Cluster
-from tweed.trace.firewall import Facts
+from tweed.trace.firewall import Facts, target
 from tweed.trace.frames import PROTOCOLS, Hop, Probe
 from tweed.trace.result import Asked, Divergence, Fix, Loser, Quote, Said
 from tweed.trace.rules import Flow
@@ -56,9 +57,19 @@ class Path(Trail):
         self.fail(packet, device, "dropped", "device-down", {"device": device}, Quote(row.source, row.text.split("\n")[0]), fix=fix)
         return False
 
+    def silent(self, packet: Packet, device: str) -> bool:
+        """Whether the namespace answers no echo request at all, so that the answer that is asked for is never made."""
+        key = "net/ipv4/icmp_echo_ignore_all" if len(self.src) == 4 else "net/ipv6/icmp/echo_ignore_all"
+        if not self.probe.reply or self.probe.proto != "icmp" or packet.at.sysctl(key) != 1:
+            return False
+        params = {"address": format_address(self.src), "key": key}
+        self.fail(packet, device, "dropped", "echo-ignored", params, quote(packet.at.sysctls[key]), fix=(Fix(packet.at.name, f"sysctl -w {key}=0"),))
+        return True
+
     def arrive(self, packet: Packet) -> None:
         """IP input: is its source plausible, then route."""
-        if self.stopped_by_rules(packet, self.facts(packet.device, ""), "ingress", "prerouting"):
+        facts = self.facts(packet.device, "")
+        if self.stopped_by_rules(packet, facts, "ingress", "prerouting") or self.diverted(packet, facts, "prerouting"):
             return
         if self.filtered(packet):
             return
@@ -73,23 +84,49 @@ class Path(Trail):
     def stopped_by_rules(self, packet: Packet, facts: Facts, *hooks: str) -> bool:
         """Whether a firewall rule drops it, which is the end. What it cannot tell is assumed, and said with the step before."""
         at = packet.at
-        for hook in hooks if at.node.nft else ():
+        for hook in hooks if at.firewall.hooked else ():
             ruling = at.firewall.verdict(hook, facts)
             if ruling.kind == "unknown" and self.steps:
                 self.assume_last(Said("nft-not-evaluated"))
             if ruling.kind != "drop" or ruling.chain is None:
                 continue
             chain, rule = ruling.chain, ruling.rule
-            place = f"{chain.family} {chain.table} {chain.name}"
-            ip = "ip" if len(facts.dst) == 4 else "ip6"
-            if rule is None:
-                either = (f"{ip} daddr {format_address(facts.dst)}", f"{ip} saddr {format_address(facts.dst)}")
-                fix = tuple(Fix(at.name, f"nft insert rule {place} {each} accept") for each in either)
-            else:
-                fix = (Fix(at.name, f"nft delete rule {place} handle {rule.handle}"),) if rule.handle else ()
-            device = facts.iif or facts.oif
+            commands = chain.passage(facts.dst) if rule is None else (chain.removal(rule),)
+            fix = tuple(Fix(at.name, command) for command in commands if command is not None)
+            device = facts.iif or facts.oif or ""
             row = rule.quote if rule is not None else chain.quote
             self.fail(packet, device, "dropped", "firewall-drops", {"device": device, "hook": hook}, row, evidence=(chain.quote,) if rule else (), fix=fix)
+            return True
+        return False
+
+    def diverted(self, packet: Packet, facts: Facts, hook: str) -> bool:
+        """Whether a rule gives what is for a container another destination, which is the end: it is not for whom it was."""
+        at = packet.at
+        ruling = at.firewall.translation(hook, facts) if at.firewall.hooked and self.cluster.container(facts.dst) else None
+        if ruling is None or ruling.chain is None or ruling.rule is None:
+            return False
+        to, device = target(ruling.rule), facts.iif or facts.oif or ""
+        if to == facts.dst:
+            return False
+        params = {"dst": format_address(facts.dst), "seen": format_address(to) if to is not None else at.name, "device": device}
+        command = ruling.chain.removal(ruling.rule)
+        fix = (Fix(at.name, command),) if command is not None else ()
+        self.fail(packet, device, "elsewhere", "destination-replaced", params, ruling.rule.quote, evidence=(ruling.chain.quote,), fix=fix)
+        return True
+
+    def stopped_by_policy(self, packet: Packet, facts: Facts, *directions: str) -> bool:
+        """Whether a policy of IPsec blocks it, which is the end. What one does that transforms it is not known, and said with the step before."""
+        at = packet.at
+        for direction in directions if at.node.policies else ():
+            policy, certain = xfrm.stopped(at.node.policies, direction, facts) or (None, False)
+            if policy is None:
+                continue
+            if not certain:
+                self.assume_last(Said("ipsec-not-evaluated"))
+                continue
+            device = (facts.oif if direction == "out" else facts.iif) or ""
+            fix = (Fix(at.name, xfrm.removal(policy)),)
+            self.fail(packet, device, "dropped", "ipsec-blocks", {"device": device, "direction": direction}, quote(policy), fix=fix)
             return True
         return False
 
@@ -172,7 +209,12 @@ class Path(Trail):
                 told.append(Said("branch", {"number": str(number), "count": str(len(answer.hops)), "weight": str(hop.weight)}))
             device = hop.device or ""
             self.tell_route(way, self.dst, row, hop, answer.table, losers, told, 1, asked)
-            if self.stopped_by_rules(way, self.facts(packet.device, device), "forward" if packet.device else "output", "postrouting"):
+            facts = self.facts(packet.device, device)
+            if self.stopped_by_policy(way, facts, *(("fwd", "out") if packet.device else ("out",))):
+                continue
+            if not packet.device and self.diverted(way, facts, "output"):
+                continue
+            if self.stopped_by_rules(way, facts, "forward" if packet.device else "output", "postrouting"):
                 continue
             self.leave(self, way, device, hop.gateway or self.dst, row)
 
@@ -271,7 +313,8 @@ class Path(Trail):
             assumptions = [*assumptions, Said("local-from-addresses")]
         params = {"dst": str(row.dst), "table": answer.table}
         self.step(packet, packet.device or device, "route-local", params, quote(row), assumptions=assumptions, asked=asked)
-        if packet.device and self.stopped_by_rules(packet, self.facts(packet.device, ""), "input"):
+        facts = self.facts(packet.device, "")
+        if packet.device and (self.stopped_by_rules(packet, facts, "input") or self.stopped_by_policy(packet, facts, "in")):
             return
         self.delivered(packet, device, row)
 

@@ -25,7 +25,7 @@ Line = tuple[Span, ...]
 LOSERS_SHOWN = 4
 PLACE_WIDTH = 20  # at least
 BYTES_A_LINE = 16
-VERDICT_STYLES = {"delivered": "good", "detour": "warn", "unknown": "warn", "lost": "bad", "dropped": "bad"}
+VERDICT_STYLES = {"delivered": "good", "detour": "warn", "unknown": "warn", "elsewhere": "bad", "lost": "bad", "dropped": "bad"}
 
 
 def text(lines: Sequence[Line]) -> str:
@@ -190,7 +190,8 @@ def divergence_lines(found: Divergence, language: Language) -> Iterator[Line]:
     for number, row in enumerate(found.evidence):
         yield (padded("" if number else labels["evidence"], column), "heading"), *quote(row, "row")
     for number, fix in enumerate(found.fix):
-        yield (padded("" if number else labels["fix"], column), "heading"), (f"[root@{fix.node} ~]# ", "quiet"), (fix.command, "command")
+        prompt, hash_sign, command = fix.line.partition("# ")
+        yield (padded("" if number else labels["fix"], column), "heading"), (prompt + hash_sign, "quiet"), (command, "command")
 
 
 def finding_lines(finding: Finding, language: Language) -> Iterator[Line]:

@@ -19,11 +19,12 @@ from tweed.trace.frames import Hop, Probe
 from tweed.trace.snapshot import Unread
 from tweed.trace.vocabulary import kind_of
 
-Verdict = Literal["delivered", "dropped", "lost", "detour", "unknown"]
+Verdict = Literal["delivered", "dropped", "lost", "elsewhere", "detour", "unknown"]
 Tier = Literal["bpf", "packet", "tables", "text"]
 # From good to bad: with several branches the worst counts.
-VERDICTS: tuple[Verdict, ...] = ("delivered", "detour", "unknown", "lost", "dropped")
-EXIT_CODES = {"delivered": 0, "detour": 1, "unknown": 3, "lost": 1, "dropped": 1}
+VERDICTS: tuple[Verdict, ...] = ("delivered", "detour", "unknown", "elsewhere", "lost", "dropped")
+NOT_ARRIVED: tuple[Verdict, ...] = ("elsewhere", "lost", "dropped")
+EXIT_CODES = {"delivered": 0, "detour": 1, "unknown": 3, "elsewhere": 1, "lost": 1, "dropped": 1}
 
 
 class Said(msgspec.Struct, frozen=True, gc=False):
@@ -112,10 +113,21 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fix(msgspec.Struct, frozen=True):
-    """A command as typed on a node."""
+    """A command as typed on a node, or in the network namespace of a container.
+
+    `netns`: the file of that namespace on its node, where it is known and is not the node's own.
+    """
 
     node: str
     command: str
+    netns: str = ""
+
+    @property
+    def line(self) -> str:
+        """With the prompt of the machine that it is typed on."""
+        if not self.netns:
+            return f"[root@{self.node} ~]# {self.command}"
+        return f"[root@{self.node.rpartition('/')[0]} ~]# nsenter --net={self.netns} {self.command}"
 
 
 class Divergence(msgspec.Struct, frozen=True):
@@ -197,7 +209,7 @@ def as_json(walk: Walk, say: Say, unread: tuple[Unread, ...] = ()) -> dict[str, 
             "params": found.cause.params,
             "text": say("cause", found.cause),
             "evidence": [f"{quote.source}: {quote.text}" for quote in found.evidence],
-            "fix": [{"node": fix.node, "command": fix.command} for fix in found.fix],
+            "fix": [{"node": fix.node, "command": fix.command} | ({"netns": fix.netns} if fix.netns else {}) for fix in found.fix],
         },
         "findings": [
             {

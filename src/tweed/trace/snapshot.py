@@ -212,7 +212,29 @@ class SysctlRow(Row, frozen=True, kw_only=True, gc=False):
 
 
 class EvidenceRow(Row, frozen=True, kw_only=True, gc=False):
-    """A line that is kept as it is and not evaluated (`nft list ruleset`)."""
+    """A line that is kept as it is (`nft list ruleset`, `iptables-legacy-save`)."""
+
+
+class PolicyRow(Row, frozen=True, kw_only=True, gc=False):
+    """`ip xfrm policy`: what IPsec does with what fits. `proto` 0: any; `sport`, `dport`: a number and the bits of it that count; `mark` and its mask.
+
+    `transforms`: it has templates; `templates`: how many of them must have been applied to what comes in.
+    """
+
+    family: int
+    direction: str
+    action: str
+    priority: int
+    src: Prefix
+    dst: Prefix
+    proto: int = 0
+    sport: tuple[int, int] = (0, 0)
+    dport: tuple[int, int] = (0, 0)
+    device: str | None = None
+    mark: tuple[int, int] = (0, 0)
+    if_id: int = 0
+    transforms: bool = False
+    templates: int = 0
 
 
 class LeaseRow(Row, frozen=True, kw_only=True, gc=False):
@@ -263,6 +285,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     sockets: tuple[SocketRow, ...] = ()
     sysctls: tuple[SysctlRow, ...] = ()
     nft: tuple[EvidenceRow, ...] = ()
+    iptables: tuple[EvidenceRow, ...] = ()
+    policies: tuple[PolicyRow, ...] = ()
     shown: tuple[Shown, ...] = ()
 
     @property
@@ -273,7 +297,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     def __len__(self) -> int:
         """How many rows there are."""
         tables = (self.devices, self.addresses, self.rules, self.routes, self.neighbours, self.fdb, self.ports, self.sockets, self.sysctls, self.nft)
-        return sum(map(len, (*tables, self.nexthops, self.vlans)))
+        return sum(map(len, (*tables, self.nexthops, self.vlans, self.iptables, self.policies)))
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

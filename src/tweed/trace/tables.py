@@ -13,6 +13,7 @@ import re
 import msgspec
 
 from tweed.addr import Prefix
+from tweed.trace import iptables
 from tweed.trace import snapshot as s
 from tweed.trace.fib import Fib, siblings, why_later, with_source
 from tweed.trace.firewall import Firewall
@@ -87,7 +88,7 @@ class Tables:
         self.rules = {family: tuple(sorted((r for r in node.rules if r.family == family), key=lambda r: r.priority)) for family in (4, 6)}
         self.no_vrf = bool(self.complete("link")) and not any(row.kind == "vrf" for row in node.devices)
         self.kinds: dict[str, tuple[str | None, Said | None]] = {}
-        self.firewall = Firewall(node.nft)
+        self.firewall = Firewall(node.nft, iptables.chains(node.iptables))
 
     # ---- what is here -------------------------------------------------------------------------------------------
 

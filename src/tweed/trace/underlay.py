@@ -141,7 +141,7 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
             return
         assumptions.append(Said("fragmented", params))
     outer = Facts(src or b"", remote.host, UDP, None, remote.port, "", nic)
-    if path.stopped_by_rules(packet, outer, "output", "postrouting"):
+    if path.stopped_by_policy(packet, outer, "out") or path.stopped_by_rules(packet, outer, "output", "postrouting"):
         return
     next_hop = gateway or remote.host
     row, told = at.neighbour(next_hop, nic)
@@ -186,7 +186,8 @@ def leave_nic(path: Path, packet: Packet, remote: Remote, nic: str, gateway: byt
     # Behind a gateway the MAC is the gateway's: whose that is the peer's tables do not say.
     if not arrives(path, there, remote.host, mac if gateway is None else None, shown, at):
         return
-    if path.stopped_by_rules(there, msgspec.structs.replace(outer, iif=there.device, oif=""), "ingress", "prerouting", "input"):
+    outer = msgspec.structs.replace(outer, iif=there.device, oif="")
+    if path.stopped_by_rules(there, outer, "ingress", "prerouting", "input") or path.stopped_by_policy(there, outer, "in"):
         return
     receive(path, there, packet, remote, tunnel)
 

@@ -92,6 +92,8 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "bridge-port-isolated": ("port", "other"),
     "bridge-vlan": ("port", "vlan"),
     "ttl-exceeded": ("dst",),
+    "ipsec-blocks": ("device", "direction"),
+    "echo-ignored": ("address", "key"),
     "detour": ("node",),
     # tables against leases
     "rule-diverts": ("dst", "table", "priority"),
@@ -112,6 +114,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "vanished": ("device",),
     "no-answer": ("address",),
     "source-replaced": ("src", "seen", "device"),
+    "destination-replaced": ("dst", "seen", "device"),
     "bytes-differ": ("device", "fields"),
     "evaluation-differs": ("question", "ours", "kernel"),
 }
@@ -157,6 +160,7 @@ ASSUMPTIONS: dict[str, tuple[str, ...]] = {
     "neighbour-will-ask": ("address",),
     "bridge-vlans-ignored": ("bridge",),
     "nft-not-evaluated": (),
+    "ipsec-not-evaluated": (),
     "rule-not-evaluated": ("selector",),
     "only-vtep": ("device",),
     "branch": ("number", "count", "weight"),

@@ -55,7 +55,8 @@ def start(path: Path) -> None:
             path.step(packet, owner.device, "source-namespace", params | {"device": owner.device}, quote(owner.row))
         else:
             path.step(packet, owner.device, "source-host", params, quote(owner.row))
-        path.route(packet)
+        if not path.silent(packet, owner.device):
+            path.route(packet)
         return
     behind = path.cluster.behind(path.src)
     if behind is None:

@@ -28,7 +28,8 @@ def over_wire(path: Path, packet: Packet, device: str, target: bytes) -> None:
     if owner is None:
         unknowns.append(Said("peer-tables", {"host": host}))
     # What comes from elsewhere and goes to a host may be masqueraded; what a node's own firewall does is not evaluated.
-    masked = bool(packet.device) and target == path.dst and (not at.node.nft or any("masquerade" in row.text for row in at.node.nft))
+    rules = (*at.node.nft, *at.node.iptables)
+    masked = bool(packet.device) and target == path.dst and (not rules or any("masquerade" in row.text.lower() for row in rules))
     told = [Said("snat-possible", {"address": format_address(path.src)})] if masked else []
     packet = msgspec.structs.replace(packet, masked=packet.masked or masked)
     path.step(packet, device, "leaves-plain", {"device": device, "host": host}, hop=hop, unknowns=unknowns, assumptions=told)
