@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,9 +19,11 @@ import pytest
 from tests.kernel.conftest import Namespace
 
 from tweed.addr import Prefix, parse_address
+from tweed.agent.forwarding import Forwarding
+from tweed.config import Settings
 from tweed.kernel import tun
 from tweed.kernel.netns import run_in
-from tweed.udp.control import Report, Request, Task, ask
+from tweed.udp.control import Report, Request, Task, ask, descriptors
 from tweed.udp.peers import Table, peer
 
 PLAIN = Path(__file__).parent / "plain_peer.py"
@@ -51,11 +53,17 @@ class World:
             space.run(f"ip addr add {inner}/32 dev flannel0; ip link set flannel0 mtu 1472 up; ip route add 10.244.0.0/16 dev flannel0")
         self.table = Table(Prefix.parse("10.244.1.0/24"), (peer(Prefix.parse("10.244.2.0/24"), parse_address(OUTER[1])),))
 
+    def task(self, data_path: str = "auto", version: str = "") -> Task:
+        return Task(str(self.socket), "flannel0", OUTER[0], 8285, data_path, version)  # type: ignore[arg-type]
+
     @contextlib.contextmanager
-    def forwarding(self, data_path: str) -> Iterator[subprocess.Popen[bytes]]:
-        task = Task(socket=str(self.socket), device="flannel0", local=OUTER[0], port=8285, data_path=data_path)  # type: ignore[arg-type]
-        command = ["ip", "netns", "exec", self.here.name, sys.executable, "-m", "tweed.udp.forwarder", msgspec.json.encode(task).decode()]
-        process = subprocess.Popen(command)
+    def forwarding(self, data_path: str, left: Sequence[int] = ()) -> Iterator[subprocess.Popen[bytes]]:
+        """`left`: the descriptors of an earlier process, which are closed."""
+        task = self.task(data_path)
+        command = ["ip", "netns", "exec", self.here.name, sys.executable, "-m", "tweed.udp.forwarder", msgspec.json.encode(task).decode(), *map(str, left)]
+        process = subprocess.Popen(command, pass_fds=left)
+        for descriptor in left:
+            os.close(descriptor)
         try:
             eventually(lambda: self.answers(), "the process answers")
             assert self.report(Request(table=self.table.pack())).data_path == data_path
@@ -209,6 +217,63 @@ def test_it_comes_back_to_the_same_device(world: World, data_path: str) -> None:
         with world.forwarding("naive" if data_path == "fast" else "fast"):
             assert world.here.lines("ip -o -4 addr show flannel0; ip route") == before
             assert "1 packets received" in world.here.run(f"busybox ping -c 1 -W 10 {INNER[1]}")
+
+
+@pytest.mark.parametrize(("first", "second"), [("fast", "numpy"), ("numpy", "fast"), ("naive", "naive"), ("fast", "naive"), ("naive", "fast")])
+def test_what_waits_is_the_next_ones(world: World, first: str, second: str) -> None:
+    """Killed while somebody holds its descriptors, the TUN keeps its carrier and both queues fill, until another process of the same kind has them."""
+    ends = list(zip((world.here, world.there), (world.there, world.here), (INNER[1], INNER[0]), strict=True))
+    with world.plain() as verdict, contextlib.ExitStack() as stack:
+        receiving = [stack.enter_context(opened(target, socket.SOCK_DGRAM, (to, 9))) for _, target, to in ends]
+        with world.forwarding(first) as process:
+            left = descriptors(world.socket)
+            process.kill()
+            process.wait()
+        assert "LOWER_UP" in world.here.run("ip link show flannel0")
+        for source, _, to in ends:
+            with opened(source, socket.SOCK_DGRAM) as sender:
+                for number in range(100):
+                    sender.sendto(bytes([number]) * 100, (to, 9))
+        with world.forwarding(second, left):
+            if (first == "naive") == (second == "naive"):
+                for each in receiving:
+                    assert [each.recv(100)[0] for _ in range(100)] == list(range(100))
+            assert "1 packets received" in world.here.run(f"busybox ping -c 1 -W 10 {INNER[1]}")
+            assert verdict()[2:] == ["bad", "0"]
+
+
+@pytest.mark.parametrize("data_path", PATHS)
+def test_another_version_takes_over_without_a_gap(world: World, data_path: str) -> None:
+    """As an agent does that was upgraded, and finds the process of the one before."""
+    forwarding = Forwarding(Settings(node_name="n", store="", run_dir=world.socket.parent), lambda _: None)
+
+    def have(version: str) -> Report:
+        return run_in(world.here.fd, lambda: forwarding.have(world.task(data_path, version), world.table.pack()))
+
+    pids, done, count = [], threading.Event(), 0
+    with world.plain(), opened(world.there, socket.SOCK_DGRAM, (INNER[1], 9)) as receiver, opened(world.here, socket.SOCK_DGRAM) as sender:
+
+        def send() -> None:
+            nonlocal count
+            while not done.wait(0.005):
+                sender.sendto(count.to_bytes(4), (INNER[1], 9))
+                count += 1
+
+        sending = threading.Thread(target=send)
+        try:
+            pids.append(have("1").pid)
+            sending.start()
+            pids.append(have("2").pid)
+        finally:
+            done.set()
+            sending.join()
+            assert [int.from_bytes(receiver.recv(4)) for _ in range(count)] == list(range(count))
+            forwarding.let_go()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+        assert len(set(pids)) == 2
 
 
 def test_peers_change_without_a_gap(world: World) -> None:

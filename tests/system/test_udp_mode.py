@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.system.conftest import SOURCE, TWEED, Lab, all_pairs, eventually, ping, running, tweed
+from tests.system.conftest import PATIENCE_S, SOURCE, TWEED, Lab, all_pairs, eventually, ping, running, tweed
 
 from tweed.commands import spaces
 from tweed.kernel.capture import Capture
@@ -141,6 +143,39 @@ def test_across_machines(udp: Lab, tmp_path: Path) -> None:
 
 def test_a_process_that_is_killed_is_started_again(udp: Lab) -> None:
     ends(udp, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_no_packet_is_lost_with_a_process_that_is_killed(udp: Lab, victim: int) -> None:
+    """Of the sending node, and of the receiving one. What it had read and not yet sent is lost, so it is killed while nothing is under way."""
+    source, target = udp.pods
+    name = udp.nodes[victim].name
+    with udp.socket(str(target), socket.AF_INET, socket.SOCK_DGRAM) as receiver, udp.socket(str(source), socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        receiver.bind((target.ip(), 0))
+        receiver.settimeout(PATIENCE_S)
+        pid = udp.agent(name)["forwarding"]["pid"]
+        with open(os.pidfd_open(pid)) as end:
+            os.kill(pid, signal.SIGKILL)
+            assert select.select([end], [], [], PATIENCE_S)[0]
+        for number in range(100):
+            sender.sendto(bytes([number]), receiver.getsockname())
+        assert [receiver.recv(1)[0] for _ in range(100)] == list(range(100))
+    assert udp.agent(name)["forwarding"]["pid"] != pid
+    held = udp.run(name, f"ls -l /proc/{udp.node_status(name)['agent_pid']}/fd 2>/dev/null | grep -c /dev/net/tun")
+    assert int(held) == 1, "the agent gathers no descriptors"
+
+
+def test_where_nobody_comes_the_carrier_goes(udp: Lab) -> None:
+    """A paused agent starts no process: packets are to fail, not to wait."""
+    name = udp.nodes[0].name
+    before = udp.agent(name)["forwarding"]["pid"]
+    udp.agent(name, "POST", "/v1/pause")
+    try:
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: "NO-CARRIER" in udp.run(name, "ip link show flannel0"), "the agent lets go")
+    finally:
+        udp.agent(name, "POST", "/v1/resume")
+    eventually(lambda: "LOWER_UP" in udp.run(name, "ip link show flannel0") and ping(all_pairs(udp.pods, 4), patience_s=1.0) == set(), "pods talk again")
 
 
 def test_a_process_that_hangs_is_killed_and_another_started(udp: Lab) -> None:

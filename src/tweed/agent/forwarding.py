@@ -1,5 +1,9 @@
 """The process that forwards in the UDP mode: started, told of peers, and started again when it ends. It outlives the agent as routes do,
-and ends by itself when its TUN device is deleted."""
+and ends by itself when its TUN device is deleted.
+
+A TUN loses its carrier, and what waits in it, with its last descriptor. So the agent has duplicates of the process's TUN and socket, never reads
+from them, and gives them to the next process; if that does not come soon, it lets go, since packets are to fail where nobody forwards them.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,14 @@ from tweed.config import Settings
 from tweed.errors import TweedError
 from tweed.model import Lease, Tun
 from tweed.plan.screen import Problem
-from tweed.udp.control import TIMEOUT_S, Report, Request, Task, ask, listener
+from tweed.udp.control import TIMEOUT_S, Report, Request, Task, ask, descriptors, listener
 from tweed.udp.peers import Table, peer
 from tweed.wire.flannel import Network
 
 START_S = 10.0
 END_S = 3.0
 LIVED_S = 1.0  # a process that ends sooner is not started again at once
+HELD_S = 2.0  # what the last process had, when the next one should have it
 
 
 class Forwarding:
@@ -43,6 +48,7 @@ class Forwarding:
         self.starts = 0
         self.started_at = 0.0
         self.watched: int | None = None
+        self.held: dict[int, list[int]] = {}  # of which process
 
     @property
     def files(self) -> list[str]:
@@ -53,6 +59,7 @@ class Forwarding:
         """Have the process run for `device` with these peers; None: there is none to be."""
         if device is None:
             self.report = self.problem = None
+            self.let_go()
             return
         task = Task(str(self.socket.absolute()), device.name, format_address(device.local), device.port, network.data_path, __version__)  # type: ignore[arg-type]
         assert own.v4 is not None
@@ -79,6 +86,7 @@ class Forwarding:
         """The process of this task, with this table. Raises TweedError when it cannot be started."""
         try:
             report = ask(self.socket, Request())
+            self.hold(report.pid)
         except TimeoutError:
             self.kill()
             return self.start(task, table)
@@ -94,8 +102,23 @@ class Forwarding:
             return report
         return self.tell(table)
 
+    def hold(self, pid: int) -> None:
+        """Have duplicates of what this process forwards between. Raises OSError when it does not answer."""
+        if pid not in self.held:
+            self.let_go()
+            self.held[pid] = descriptors(self.socket)
+
+    def take(self, pid: int | None = None) -> list[int]:
+        """What is held of this process, or of any. It is the caller's then, in whatever thread."""
+        return [descriptor for each in (list(self.held) if pid is None else [pid]) for descriptor in self.held.pop(each, ())]
+
+    def let_go(self, pid: int | None = None) -> None:
+        for descriptor in self.take(pid):
+            os.close(descriptor)
+
     def kill(self) -> None:
-        """End a process that hangs: it holds the port and the TUN, and forwards nothing."""
+        """End a process that hangs: it holds the port and the TUN, and forwards nothing. What waits there has waited too long."""
+        self.let_go()
         with contextlib.suppress(OSError):
             pid = listener(self.socket)
             log.warning("the forwarding process (pid %d) has not answered for %g s: killed", pid, TIMEOUT_S)
@@ -111,12 +134,18 @@ class Forwarding:
     def start(self, task: Task, table: bytes) -> Report:
         self.starts += 1
         self.started_at = time.monotonic()
-        command = [sys.executable, "-m", "tweed.udp.forwarder", msgspec.json.encode(task).decode()]
-        with open(self.log, "wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/")
+        left = self.take()
+        command = [sys.executable, "-m", "tweed.udp.forwarder", msgspec.json.encode(task).decode(), *map(str, left)]
+        try:
+            with open(self.log, "wb") as output:
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/", pass_fds=left)
+        finally:  # they are the new process's, or nobody's
+            for descriptor in left:
+                os.close(descriptor)
         while process.poll() is None and time.monotonic() < self.started_at + START_S:
             with contextlib.suppress(OSError):
                 report = ask(self.socket, Request(table=table))
+                self.hold(report.pid)
                 log.info("forwarding by process %d: data path %s", report.pid, report.data_path)
                 return report
             time.sleep(0.02)
@@ -147,8 +176,9 @@ class Forwarding:
                 os.waitpid(pid, os.WNOHANG)
             if self.watched == pid:
                 self.watched = None
-            early = time.monotonic() < self.started_at + LIVED_S
-            loop.call_later(LIVED_S if early else 0.0, self.woke, "udp")
+            delay_s = LIVED_S if time.monotonic() < self.started_at + LIVED_S else 0.0
+            loop.call_later(delay_s, self.woke, "udp")
+            loop.call_later(delay_s + HELD_S, self.let_go, pid)
 
         loop.add_reader(descriptor, ended)
 

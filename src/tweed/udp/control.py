@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from struct import Struct
@@ -28,10 +29,11 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`table`: peers.Table.pack(), None to only ask. `end`: answer, then end."""
+    """`table`: peers.Table.pack(), None to only ask. `end`: answer, then end. `descriptors`: answer with those of the TUN and the socket, too."""
 
     table: bytes | None = None
     end: bool = False
+    descriptors: bool = False
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -61,13 +63,28 @@ def listener(path: str | Path) -> int:
 
 def ask(path: str | Path, request: Request) -> Report:
     """The report of the process that listens at `path`. Raises OSError when none does, TimeoutError when it does not answer in time."""
+    return _exchange(path, request)[0]
+
+
+def descriptors(path: str | Path) -> list[int]:
+    """Duplicates of that process's TUN and UDP socket, for the caller to close. None where it is too old to give them, or there is no room here.
+    Raises as ask() does."""
+    _, came = _exchange(path, Request(descriptors=True))
+    if len(came) == 2:
+        return came
+    for descriptor in came:
+        os.close(descriptor)
+    return []
+
+
+def _exchange(path: str | Path, request: Request) -> tuple[Report, list[int]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.setsockopt(socket.SOL_SOCKET, 32, LONGEST)  # SO_SNDBUFFORCE: a message is one packet
         connection.connect(str(path))
         connection.sendall(msgspec.msgpack.encode(request))
-        answer = connection.recv(LONGEST)
+        answer, came, *_ = socket.recv_fds(connection, LONGEST, 2, socket.MSG_CMSG_CLOEXEC)
     try:
-        return msgspec.msgpack.decode(answer, type=Report)
+        return msgspec.msgpack.decode(answer, type=Report), came
     except msgspec.DecodeError as error:
         raise OSError(f"{path}: not a report: {error}") from None
