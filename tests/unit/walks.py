@@ -151,3 +151,10 @@ PASTED = Snapshot(
         ),
     )
 )
+# Two ways there, and the answer.
+PARTED = msgspec.structs.replace(
+    DELIVERED,
+    outcomes={"1": "delivered", "2": "delivered"},
+    steps=tuple(msgspec.structs.replace(step, branch=branch) for branch in ("1", "2") for step in DELIVERED.steps),
+    reply=msgspec.structs.replace(DELIVERED, src=DELIVERED.dst, dst=DELIVERED.src),
+)
