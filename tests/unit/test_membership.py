@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -78,14 +79,19 @@ class Memory:
 
 
 class Place:
-    """A membership over a `Memory`; `woken` counts, `lines` are the log's."""
+    """A membership over a `Memory`; `woken` counts, `lines` are the log's, `pauses` what it would have slept, in seconds."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.store = Memory()
         self.woken: list[set[str] | None] = []
         self.configured = 0
+        self.pauses: list[float] = []
         self.membership = Membership(self.store, ME, MARGIN_S, self.woken.append, self.on_configuration)
         self.caplog = caplog
+
+    async def sleep(self, delay_s: float) -> None:
+        self.pauses.append(delay_s)
+        await asyncio.sleep(0)
 
     def on_configuration(self) -> None:
         self.configured += 1
@@ -105,8 +111,9 @@ class Place:
 @pytest.fixture
 def place(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Place:
     caplog.set_level(logging.INFO, logger="tweed")
-    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.01))
-    return Place(caplog)
+    place = Place(caplog)
+    monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=place.sleep))
+    return place
 
 
 # ---- the own lease ------------------------------------------------------------------------------------------------
@@ -189,7 +196,7 @@ async def test_a_conflict_while_the_store_goes_away_is_no_crash(place: Place):
 
     place.store.update = gone
     await place.membership.publish(lease(host="192.168.2.9"))
-    assert place.membership.down_why == "gone" and place.membership.next_s == 0.01
+    assert place.membership.down_why == "gone" and place.membership.next_s == module.BACKOFF_S[1]
 
 
 # ---- somebody else under our key -----------------------------------------------------------------------------------
@@ -281,10 +288,10 @@ async def test_a_store_that_cannot_be_written_is_tried_again(place: Place, error
     place.store.away = error
     await place.membership.publish(MINE)
     m = place.membership
-    assert m.down_since is not None and m.down_why == str(error) and m.next_s == 0.01
+    assert m.down_since is not None and m.down_why == str(error) and m.next_s == module.BACKOFF_S[1]
     place.store.away = None
     await m.publish(MINE)
-    assert m.down_since is None and place.store.writes == ["update"] and m.next_s > 1
+    assert m.down_since is None and place.store.writes == ["update"] and m.next_s > module.BACKOFF_S[1]
     assert [line.split(":")[0] for line in place.lines] == [
         "the store does not answer",
         "lease 10.244.1.0/24 renewed in the store",
@@ -314,7 +321,7 @@ async def until(condition) -> None:
     for _ in range(2000):
         if condition():
             return
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
     raise AssertionError("never")
 
 
@@ -331,7 +338,7 @@ async def following(place: Place, error: StoreError) -> None:
         place.store.events.put_nowait(error)
         await until(lambda: m.down_since is not None)
         since = m.down_since
-        await asyncio.sleep(0.02)
+        await until(lambda: len(place.pauses) > 5)
         assert len(m.records) == 2 and m.down_since == since
         del place.store.records[lease(2).key]
         place.store.away = None
@@ -382,8 +389,7 @@ async def test_a_compacted_watch_takes_a_new_snapshot(place: Place):
         task.cancel()
 
 
-async def test_a_watch_that_breaks_at_once_is_not_reopened_at_full_speed(place: Place, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 5.0))
+async def test_a_watch_that_breaks_at_once_is_not_reopened_at_full_speed(place: Place):
     await place.join()
 
     async def broken(revision: int):
@@ -393,9 +399,10 @@ async def test_a_watch_that_breaks_at_once_is_not_reopened_at_full_speed(place: 
     place.store.watch = broken
     task = asyncio.create_task(place.membership.follow())
     try:
-        await until(lambda: place.store.snapshots >= 5)
-        await asyncio.sleep(0.05)
-        assert place.store.snapshots < 15
+        await until(lambda: place.store.snapshots >= 10)
+        for pause_s, middle_s in zip(place.pauses, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0], strict=False):
+            assert middle_s / 2 <= pause_s <= middle_s * 1.5
+        assert len(place.pauses) >= 9, "one before each snapshot"
     finally:
         task.cancel()
 
