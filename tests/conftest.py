@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from tests import machine
 # Quick ones first.
 ORDER = ("unit", "contract", "oracles", "kernel", "system")
 NEED_ROOT = {"kernel", "system"}
+
+# What collecting makes stays until the end: the garbage collector need not walk it, neither now nor after each hundred tests.
+gc.disable()
 
 # How long one example takes says nothing on a machine that others use too.
 hypothesis.settings.register_profile("tweed", deadline=None)
@@ -32,6 +36,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if directory(item) in NEED_ROOT:
                 item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
-from tweed.trace.read import Source, read
+from tweed.trace.read import Source, merged, read
 from tweed.trace.snapshot import Node, Snapshot
 
 SEED = (Path(__file__).parents[1] / "seed" / "vxlan-mode.md").read_bytes()
@@ -23,8 +24,13 @@ def only(text: str | bytes) -> Node:
 
 
 def cluster(**texts: str) -> Snapshot:
-    """Nodes by name; `__` in a name stands for the slash of a container's."""
-    return read([Source(name.replace("__", "/"), f"{name}.txt", text.encode()) for name, text in texts.items()])
+    """Nodes by name; `__` in a name stands for the slash of a container's. Each text is read once, whatever many tests change in the others."""
+    return merged(Snapshot(), [of_node(name, text) for name, text in texts.items()])
+
+
+@cache
+def of_node(name: str, text: str) -> Snapshot:
+    return read([Source(name.replace("__", "/"), f"{name}.txt", text.encode())])
 
 
 # ---- a healthy cluster ------------------------------------------------------------------------------------------------------
