@@ -1,4 +1,4 @@
-"""The UDP mode's packets, one after another, with sums of one word after another."""
+"""The UDP mode's packets, one after another, with sums of one word and another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 VIRTIO = "=BBHHHH"
+MARTIANS = [IPv4Network(text) for text in ("127.0.0.0/8", "0.0.0.0/8", "224.0.0.0/3")]
 FIN, PSH, ACK, ECE, CWR = 1, 8, 16, 64, 128
 
 
@@ -20,10 +21,10 @@ class World(NamedTuple):
 
 
 def total(data: bytes) -> int:
-    """RFC 1071, to the letter."""
-    value = 0
-    for at in range(0, len(data), 2):
-        value += data[at] << 8 | (data[at + 1] if at + 1 < len(data) else 0)
+    """RFC 1071: the words' sum, with the carries brought back in at the end (section 2)."""
+    data += bytes(len(data) % 2)
+    value = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while value > 0xFFFF:
         value = (value & 0xFFFF) + (value >> 16)
     return value
 
@@ -130,7 +131,7 @@ def judge(world: World, sender: IPv4Address, ip: bytes) -> str:
     if total(ip[:size]) != 0xFFFF:
         return "rx-header-checksum"
     source, target = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
-    if source.is_loopback or source in IPv4Network("0.0.0.0/8") or source in IPv4Network("224.0.0.0/3"):
+    if any(source in network for network in MARTIANS):
         return "rx-source-martian"
     if source in world.own or world.host(source) not in (None, sender):
         return "rx-source-spoofed"

@@ -3,99 +3,95 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
+from tests.unit.spelling import Choices, spelled
 
 from tweed.wire.packet import Ethernet, HopByHop, Icmp, Icmpv6, Ipv4, Ipv6, Ipv6Fragment, Tcp, Udp, Vlan, Vxlan
 from tweed.wire.packet import tables as t
 
-macs = st.binary(min_size=6, max_size=6)
-u8, u16, u32 = st.integers(0, 0xFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
-flags = st.booleans()
+U8, U16, U32 = 0xFF, 0xFFFF, 0xFFFFFFFF
+IPV4_OPTIONS = [b"", b"\1\1\1\0", b"\x94\4\0\0", b"\7\7\4\0\0\0\0\0"]
+TCP_OPTIONS = [b"", b"\2\4\5\xb4", b"\2\4\5\xb4\1\3\3\7", b"\1\1\x08\x0a" + bytes(range(8))]
+TUNNELS = (8472, 4789)
 
 
-def addresses(size: int) -> st.SearchStrategy[bytes]:
-    return st.binary(min_size=size, max_size=size)
-
-
-# A VXLAN port would make the payload another frame; tunnels are built on purpose below.
-ports = u16.filter(lambda port: port not in (8472, 4789))
-echo = st.tuples(u16, u16, flags)
-no_fragments = {"more_fragments": st.just(False), "fragment_offset": st.just(0)}
-ipv4_options = st.sampled_from([b"", b"\1\1\1\0", b"\x94\4\0\0", b"\7\7\4\0\0\0\0\0"])
-tcp_options = st.sampled_from([b"", b"\2\4\5\xb4", b"\2\4\5\xb4\1\3\3\7", b"\1\1\x08\x0a" + bytes(range(8))])
-tcp = st.builds(Tcp, src_port=u16, dst_port=u16, sequence=u32, acknowledgment=u32, flags=st.integers(0, 0x1FF), window=u16, urgent=u16, options=tcp_options)
-udp = st.builds(Udp, src_port=u16, dst_port=ports, checksum=flags)
-
-
-def ipv4(protocol: int) -> st.SearchStrategy[Ipv4]:
-    return st.builds(
-        Ipv4,
-        src=addresses(4),
-        dst=addresses(4),
-        protocol=st.just(protocol),
-        ttl=u8,
-        id=u16,
-        dont_fragment=flags,
-        dscp=st.integers(0, 63),
-        ecn=st.integers(0, 3),
-        options=ipv4_options,
-        **no_fragments,
+def ipv4(choose: Choices, protocol: int) -> Ipv4:
+    return Ipv4(
+        src=choose.bytes(4),
+        dst=choose.bytes(4),
+        protocol=protocol,
+        ttl=choose.number(0, U8),
+        id=choose.number(0, U16),
+        dont_fragment=choose.flag(),
+        dscp=choose.number(0, 63),
+        ecn=choose.number(0, 3),
+        options=choose.one_of(IPV4_OPTIONS),
     )
 
 
-def ipv6(next_header: int) -> st.SearchStrategy[Ipv6]:
-    return st.builds(
-        Ipv6,
-        src=addresses(16),
-        dst=addresses(16),
-        next_header=st.just(next_header),
-        hop_limit=u8,
-        dscp=st.integers(0, 63),
-        ecn=st.integers(0, 3),
-        flow_label=st.integers(0, 0xFFFFF),
+def ipv6(choose: Choices, next_header: int) -> Ipv6:
+    return Ipv6(
+        src=choose.bytes(16),
+        dst=choose.bytes(16),
+        next_header=next_header,
+        hop_limit=choose.number(0, U8),
+        dscp=choose.number(0, 63),
+        ecn=choose.number(0, 3),
+        flow_label=choose.number(0, 0xFFFFF),
     )
 
 
-def transports(icmp: type) -> st.SearchStrategy[tuple[int, object]]:
-    control = echo.map(lambda e: icmp.echo(e[0], e[1], reply=e[2]))
-    return st.one_of(
-        st.tuples(st.just(t.ICMP if icmp is Icmp else t.ICMPV6), control),
-        st.tuples(st.just(t.TCP), tcp),
-        st.tuples(st.just(t.UDP), udp),
+def transport(choose: Choices, icmp: type[Icmp] | type[Icmpv6]) -> tuple[int, object]:
+    kind = choose.one_of(("icmp", "tcp", "udp"))
+    if kind == "icmp":
+        header = icmp.echo(choose.number(0, U16), choose.number(0, U16), reply=choose.flag())
+        return (t.ICMP if icmp is Icmp else t.ICMPV6), header
+    src, dst = choose.number(0, U16), choose.number(0, U16)
+    if kind == "udp":
+        # A VXLAN port would make the payload another frame; tunnels are built on purpose below.
+        return t.UDP, Udp(src, dst + 1 if dst in TUNNELS else dst, choose.flag())
+    return t.TCP, Tcp(
+        src,
+        dst,
+        sequence=choose.number(0, U32),
+        acknowledgment=choose.number(0, U32),
+        flags=choose.number(0, 0x1FF),
+        window=choose.number(0, U16),
+        urgent=choose.number(0, U16),
+        options=choose.one_of(TCP_OPTIONS),
     )
 
 
-@st.composite
-def frames(draw: st.DrawFn) -> tuple[object, ...]:
+def frame(choose: Choices) -> tuple[object, ...]:
     """The headers of one frame that is not a tunnel's."""
-    if draw(flags):
-        number, transport = draw(transports(Icmp))
-        ethertype, network = t.IPV4, (draw(ipv4(number)),)
+    network: tuple[object, ...]
+    if choose.flag():
+        number, carried = transport(choose, Icmp)
+        ethertype, network = t.IPV4, (ipv4(choose, number),)
     else:
-        number, transport = draw(transports(Icmpv6))
-        extension = draw(st.sampled_from(["", "hop", "fragment"]))
+        number, carried = transport(choose, Icmpv6)
+        ethertype, extension = t.IPV6, choose.one_of(("", "hop", "fragment"))
         if extension == "hop":
-            network = (draw(ipv6(t.HOP_BY_HOP)), HopByHop(number, draw(st.sampled_from([b"", b"\5\2\0\0", b"\5\2\0\0\0"]))))
+            network = (ipv6(choose, t.HOP_BY_HOP), HopByHop(number, choose.one_of((b"", b"\5\2\0\0", b"\5\2\0\0\0"))))
         elif extension == "fragment":
-            network = (draw(ipv6(t.FRAGMENT)), Ipv6Fragment(number, draw(u32)))
+            network = (ipv6(choose, t.FRAGMENT), Ipv6Fragment(number, choose.number(0, U32)))
         else:
-            network = (draw(ipv6(number)),)
-        ethertype = t.IPV6
-    if draw(flags):
-        vlan = Vlan(draw(st.integers(0, 0xFFF)), ethertype, draw(st.integers(0, 7)), draw(flags))
-        return (Ethernet(draw(macs), draw(macs), t.VLAN), vlan, *network, transport)
-    return (Ethernet(draw(macs), draw(macs), ethertype), *network, transport)
+            network = (ipv6(choose, number),)
+    if choose.flag():
+        vlan = Vlan(choose.number(0, 0xFFF), ethertype, choose.number(0, 7), choose.flag())
+        return (Ethernet(choose.bytes(6), choose.bytes(6), t.VLAN), vlan, *network, carried)
+    return (Ethernet(choose.bytes(6), choose.bytes(6), ethertype), *network, carried)
 
 
-@st.composite
-def stacks(draw: st.DrawFn) -> tuple[object, ...]:
+@spelled(160)
+def stacks(choose: Choices) -> tuple[object, ...]:
     """The headers of a frame, in a VXLAN tunnel or not."""
-    inner = draw(frames())
-    if draw(flags):
+    inner = frame(choose)
+    if choose.flag():
         return inner
-    outer = draw(st.one_of(st.tuples(st.just(t.IPV4), ipv4(t.UDP)), st.tuples(st.just(t.IPV6), ipv6(t.UDP))))
-    port = draw(st.sampled_from([8472, 4789]))
-    tunnel = Vxlan(draw(st.integers(0, 0xFFFFFF)), draw(st.none() | u16))
-    return (Ethernet(draw(macs), draw(macs), outer[0]), outer[1], Udp(draw(u16), port, draw(flags)), tunnel, *inner)
+    ethertype, outer = (t.IPV4, ipv4(choose, t.UDP)) if choose.flag() else (t.IPV6, ipv6(choose, t.UDP))
+    udp = Udp(choose.number(0, U16), choose.one_of(TUNNELS), choose.flag())
+    tunnel = Vxlan(choose.number(0, 0xFFFFFF), choose.one_of((None, choose.number(0, U16))))
+    return (Ethernet(choose.bytes(6), choose.bytes(6), ethertype), outer, udp, tunnel, *inner)
 
 
 payloads = st.binary(max_size=40)

@@ -3,41 +3,41 @@
 from collections import Counter
 
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.oracles.diff import apply
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix
 from tweed.model import Change, Failure, FdbEntry, InterfaceAddress, KernelState, Neighbour, Route
 from tweed.plan.diff import confirmed, diff, held, split
 
-macs = st.sampled_from([bytes((2, 0, 0, 0, 0, n)) for n in range(4)])
-hosts = st.sampled_from([bytes((192, 0, 2, n)) for n in range(3)])
-subnets = st.sampled_from([Prefix(bytes((10, 0, n, 0)), 24) for n in range(4)])
-routes = st.builds(lambda s, g, m, p: Route(s, "v", g.address, m, p, True), subnets, subnets, st.sampled_from([0, 1]), st.sampled_from([3, 83]))
-neighbours = st.builds(lambda s, m: Neighbour(s.address, "v", m), subnets, macs)
-fdb = st.builds(lambda m, h: FdbEntry(m, "v", h), macs, hosts)
-addresses = st.builds(lambda s: InterfaceAddress("v", Prefix(s.address, 32)), subnets)
+MACS = [bytes((2, 0, 0, 0, 0, n)) for n in range(4)]
+HOSTS = [bytes((192, 0, 2, n)) for n in range(3)]
+SUBNETS = [Prefix(bytes((10, 0, n, 0)), 24) for n in range(4)]
 
 
 def unique(rows, key):
     return tuple({key(r): r for r in rows}.values())
 
 
-def states(multiset: bool):
+def states(choose: Choices, multiset: bool) -> KernelState:
     """Wanted states have one row per key; what is there may have several."""
+    one = choose.one_of
+    addresses = choose.several(5, lambda: InterfaceAddress("v", Prefix(one(SUBNETS).address, 32)))
+    routes = choose.several(5, lambda: Route(one(SUBNETS), "v", one(SUBNETS).address, one((0, 1)), one((3, 83)), True))
+    neighbours = choose.several(5, lambda: Neighbour(one(SUBNETS).address, "v", one(MACS)))
+    fdb = choose.several(5, lambda: FdbEntry(one(MACS), "v", one(HOSTS)))
+    neighbours, addresses = unique(neighbours, lambda x: x.address), unique(addresses, lambda x: x.address)
+    if not multiset:
+        routes, fdb = unique(routes, lambda x: x.dst), unique(fdb, lambda x: x.mac)
+    return KernelState(tuple(addresses), tuple(routes), tuple(neighbours), tuple(fdb))
 
-    def build(a, r, n, f):
-        n = unique(n, lambda x: x.address)
-        a = unique(a, lambda x: x.address)
-        if not multiset:
-            r, f = unique(r, lambda x: x.dst), unique(f, lambda x: x.mac)
-        return KernelState(a, tuple(r), n, tuple(f))
 
-    return st.builds(build, *(st.lists(rows, max_size=5) for rows in (addresses, routes, neighbours, fdb)))
+wanted = spelled(50)(lambda choose: states(choose, False))
+there = spelled(50)(lambda choose: states(choose, True))
 
 
 @settings(max_examples=33)
-@given(states(False), states(True))
+@given(wanted, there)
 def test_at_most_two_passes_make_the_kernel_as_wanted(want, have):
     for _ in range(2):  # a replace may overwrite the first of two foreign rows with one key: the second pass sees what is left
         have_rows = apply(have, diff(want, have))
@@ -51,7 +51,7 @@ def state(rows) -> KernelState:
 
 
 @settings(max_examples=27)
-@given(states(False), states(True))
+@given(wanted, there)
 def test_puts_come_before_deletions_and_both_keep_the_chain_whole(want, have):
     changes = diff(want, have)
     puts, deletes = split(changes)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from tests.unit import junk
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix
 from tweed.errors import UsageError
@@ -158,26 +159,21 @@ def test_host_addresses_in_the_network():
     ]
 
 
-@settings(max_examples=44, deadline=None)
-@given(
-    junk.texts(
-        junk.damaged(
-            [json.loads(EVERYTHING), {"Network": "10.1.0.0/16"}],
-            "Network",
-            "SubnetLen",
-            "EnableIPv6",
-            "Backend",
-            "Type",
-            "VNI",
-            "udp",
-            "10.0.0.0/8",
-            "fd00::/48",
-        )
-    )
-)
+WORDS = ("Network", "SubnetLen", "EnableIPv6", "Backend", "Type", "VNI", "udp", "10.0.0.0/8", "fd00::/48")
+
+
+@spelled(150)
+def junk_texts(choose: Choices) -> str:
+    if choose.below(5) == 4:
+        return choose.text(40)
+    return json.dumps(junk.damaged(choose, choose.one_of([json.loads(EVERYTHING), {"Network": "10.1.0.0/16"}]), (*WORDS, choose.text(20))))
+
+
+@settings(max_examples=120, deadline=None)
+@given(junk_texts)
 def test_junk_is_a_configuration_or_refused_in_one_line(text):
     try:
-        parse_network(text.decode("utf-8", "replace"))
+        parse_network(text)
     except UsageError as error:
         assert "\n" not in str(error)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.unit.nft_json import ct, ip, meta, prefix
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix
 from tweed.plan import iptables_chains
@@ -166,22 +166,21 @@ def test_iptables_rule(rule: str, share: Share, verdict: str) -> None:
 
 # ---- the walk, against a slow oracle ----------------------------------------------------------------------------
 
-shares = st.sampled_from(Share)
-plain = st.tuples(shares, st.sampled_from(["accept", "drop", "return", "continue"]), st.just(""))
+
+def outcome(choose: Choices, level: int) -> Outcome:
+    """Of a rule in chain number `level`, which jumps only to higher numbers."""
+    share, jumps = choose.one_of(tuple(Share)), level < 2 and choose.flag()
+    if not jumps:
+        return Outcome(share, choose.one_of(("accept", "drop", "return", "continue")))
+    return Outcome(share, choose.one_of(("jump", "goto")), choose.one_of([str(n) for n in range(level + 1, 3)]))
 
 
-def chain_of(level: int) -> st.SearchStrategy[list[tuple[Share, str, str]]]:
-    """Rules of chain number `level`, which jump only to higher numbers."""
-    jumps = st.tuples(shares, st.sampled_from(["jump", "goto"]), st.sampled_from([str(n) for n in range(level + 1, 3)])) if level < 2 else plain
-    return st.lists(st.one_of(plain, jumps), max_size=4)
-
-
-@st.composite
-def firewalls(draw: st.DrawFn) -> dict[str, Chain]:
+@spelled(70)
+def firewalls(choose: Choices) -> dict[str, Chain]:
     chains = {}
     for level in range(3):
-        rules = tuple(Rule(f"{level}.{n}", (Outcome(*outcome),)) for n, outcome in enumerate(draw(chain_of(level))))  # type: ignore[arg-type]
-        chains[str(level)] = Chain(rules, level == 0 and draw(st.booleans()))
+        rules = tuple(Rule(f"{level}.{n}", (outcome(choose, level),)) for n in range(choose.below(5)))
+        chains[str(level)] = Chain(rules, level == 0 and choose.flag())
     return chains
 
 
@@ -211,7 +210,7 @@ def fate(chains: dict[str, Chain], taken: dict[str, bool], name: str = "0") -> s
 
 
 @settings(max_examples=33)
-@given(firewalls())
+@given(firewalls)
 def test_the_walk_against_every_packet(chains: dict[str, Chain]) -> None:
     """Each rule that takes a part may match a packet or not: all combinations are tried.
 

@@ -1,9 +1,12 @@
 """A watch's lines become events: whatever comes in them, and with the same outcome as reading all Nodes anew."""
 
+import json
+
 import msgspec
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.unit import junk
+from tests.unit.spelling import Choices, spelled
 
 from tweed.errors import Compacted, StoreError
 from tweed.model import LeaseRecord
@@ -28,9 +31,6 @@ def document(name, revision, cidr, what):
     elif what == "":
         annotations[NAMES.backend_data] = "rubbish"
     return {"metadata": {"name": name, "resourceVersion": str(revision), "annotations": annotations}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}}
-
-
-changes = st.tuples(st.sampled_from(NODES), st.sampled_from(CIDRS), st.one_of(st.none(), st.just(""), st.integers(1, 9)), st.booleans())
 
 
 class Cluster:
@@ -77,8 +77,14 @@ class Cluster:
         return found
 
 
+@spelled(100)
+def changes(choose: Choices):
+    what = (None, "", *range(1, 10))
+    return choose.several(25, lambda: (choose.one_of(NODES), choose.one_of(CIDRS), choose.one_of(what), choose.flag()))
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.lists(changes, max_size=25))
+@given(changes)
 def test_events_lead_to_what_a_list_would_show(some):
     cluster = Cluster()
     for each in some:
@@ -88,36 +94,34 @@ def test_events_lead_to_what_a_list_would_show(some):
         assert all(record.lease in wanted[key] for key, record in cluster.records.items())
 
 
-json_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(allow_nan=False), st.text(max_size=12)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
-    max_leaves=8,
-)
-objects = st.fixed_dictionaries(
-    {},
-    optional={
-        "metadata": st.one_of(
-            json_values,
-            st.fixed_dictionaries({"name": st.text(max_size=5), "resourceVersion": st.text("0123456789", max_size=25)}, optional={"annotations": json_values}),
-        ),
-        "spec": st.one_of(json_values, st.fixed_dictionaries({}, optional={"podCIDR": json_values, "podCIDRs": json_values})),
-        "status": json_values,
-        "code": json_values,
-        "message": json_values,
-    },
-)
-lines = st.one_of(
-    st.binary(max_size=40),
-    st.builds(
-        lambda kind, value: msgspec.json.encode({"type": kind, "object": value}),
-        st.one_of(json_values, st.sampled_from(["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"])),
-        st.one_of(json_values, objects),
+STATUS = {"status": {"conditions": [{"type": "NetworkUnavailable", "status": "False"}]}}
+LINES = [
+    *(
+        {"type": kind, "object": document(name, 7, CIDRS[0], what) | STATUS}
+        for kind in ("ADDED", "MODIFIED", "DELETED")
+        for name in "na"
+        for what in (None, "", 7)
     ),
-)
+    {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "8"}}},
+    {"type": "ERROR", "object": {"code": 410, "message": "too old"}},
+]
+WORDS = ("metadata", "spec", "status", "name", "resourceVersion", "annotations", "podCIDR", "podCIDRs", "code", "conditions", "ADDED", "10.244.9.0/24")
+
+
+@spelled(200)
+def lines(choose: Choices) -> list[bytes]:
+    words = (*WORDS, *NAMES.of_lease, choose.text(12))
+
+    def line() -> bytes:
+        if choose.below(10) == 9:
+            return choose.bytes(choose.below(40))
+        return json.dumps(junk.damaged(choose, choose.one_of(LINES), words)).encode()
+
+    return choose.several(4, line)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(lines, max_size=4))
+@given(lines)
 def test_whatever_a_server_sends_is_an_event_or_an_error_of_the_store(some):
     one = reader(own="n")
     for line in some:

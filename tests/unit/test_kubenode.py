@@ -1,9 +1,12 @@
 """Leases in a Node's annotations: to the byte what flanneld writes, and nothing that anybody writes there is more than a reason."""
 
+import json
+
 import msgspec
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from tests.unit import junk
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.errors import UsageError
@@ -101,15 +104,17 @@ def test_what_is_no_lease_says_why_in_one_line(changes, cidrs, why):
     assert str(error.value).isprintable()
 
 
-values = st.one_of(st.text(max_size=40), st.sampled_from(["true", "vxlan", "null", "{}", '{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}', "192.168.1.5", "fd00::5"]))
+TEXTS = ["true", "vxlan", "null", "{}", '{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}', "192.168.1.5", "fd00::5"]
 
 
-@given(
-    st.dictionaries(st.sampled_from((*NAMES.of_lease, NAMES.overwrite)), values),
-    st.lists(st.one_of(st.text(max_size=20), st.sampled_from(["10.244.1.0/24", "fd00::/64"]))),
-)
-def test_nothing_that_is_written_is_worse_than_a_reason(annotations, cidrs):
-    strange = node(annotations, *cidrs)
+@spelled(150)
+def strange_nodes(choose: Choices) -> Node:
+    names, texts, cidrs = (*NAMES.of_lease, NAMES.overwrite), (*TEXTS, choose.text(20)), ("10.244.1.0/24", "fd00::/64", choose.text(20))
+    return node({choose.one_of(names): choose.one_of(texts) for _ in range(choose.below(12))}, *choose.several(4, lambda: choose.one_of(cidrs)))
+
+
+@given(strange_nodes)
+def test_nothing_that_is_written_is_worse_than_a_reason(strange):
     try:
         lease = kubenode.read_lease(strange, NAMES)
     except ValueError as error:
@@ -120,9 +125,13 @@ def test_nothing_that_is_written_is_worse_than_a_reason(annotations, cidrs):
     assert created >= 0 and (owner is None or owner.node)
 
 
-@given(st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=9)), lambda inner: st.dictionaries(st.text(max_size=9), inner)))
-def test_an_owner_that_is_none_is_unknown(value):
-    text = msgspec.json.encode(value).decode()
+@spelled(100)
+def strange_owners(choose: Choices) -> str:
+    return json.dumps(junk.damaged(choose, {"node": "n1", "boot_id": "b", "created": 6}, ("node", "boot_id", "created", choose.text(9))))
+
+
+@given(strange_owners)
+def test_an_owner_that_is_none_is_unknown(text):
     owner, created = kubenode.read_owner(node({NAMES.owner: text}, "10.244.1.0/24"), NAMES)
     assert (owner is None or isinstance(owner, Owner)) and created >= 0
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.unit import junk
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.model import Endpoint, Lease
@@ -134,31 +134,29 @@ def test_an_ipv4_address_as_the_ipv6_one_is_refused():
         parse_lease("10.5.52.0-24&fd00::-64", '{"PublicIPv6":"192.0.2.1"}')
 
 
-def prefixes(bits, longest):
-    return st.builds(lambda value, length: Prefix(value.to_bytes(bits // 8, "big"), length).network, st.integers(0, (1 << bits) - 1), st.integers(1, longest))
+def endpoint(choose: Choices, size: int) -> Endpoint:
+    subnet = Prefix(choose.bytes(size), choose.number(1, 8 * size - 1)).network
+    host = choose.bytes(size)
+    m = bytearray(choose.bytes(6))
+    m[0] = m[0] & 0xFE or 2  # a device's address
+    vtep = choose.one_of([(None, None), (bytes(m), choose.number(0, 2**24 - 1))])
+    return Endpoint(subnet, host if any(host) and choose.flag() else None, *vtep)
 
 
-def endpoints(bits, longest):
-    address = st.none() | st.integers(1, (1 << bits) - 1).map(lambda v: v.to_bytes(bits // 8, "big"))
-    mac = st.integers(1, (1 << 48) - 1).map(lambda v: (v & ~(1 << 40) or 2).to_bytes(6, "big"))
-    vtep = st.just((None, None)) | st.tuples(mac, st.integers(0, (1 << 24) - 1))
-    return st.builds(lambda p, a, v: Endpoint(p, a, *v), prefixes(bits, longest), address, vtep)
-
-
-LEASES = st.one_of(
-    st.builds(Lease, endpoints(32, 31), st.none() | endpoints(128, 127)),
-    st.builds(Lease, st.none(), endpoints(128, 127)),
-)
+@spelled(70)
+def leases(choose: Choices) -> Lease:
+    families = choose.one_of([(4,), (4, 16), (16,)])
+    return Lease(*(endpoint(choose, size) if size in families else None for size in (4, 16)))
 
 
 @settings(max_examples=27, deadline=None)
-@given(LEASES)
+@given(leases)
 def test_every_lease_survives_the_round_trip(lease):
     assert parse_lease(lease.key, format_lease(lease)) == lease
 
 
 @settings(max_examples=27, deadline=None)
-@given(LEASES)
+@given(leases)
 def test_the_written_json_is_compact_and_ordered(lease):
     value = format_lease(lease)
     order = ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data"]
@@ -168,13 +166,20 @@ def test_the_written_json_is_compact_and_ordered(lease):
 
 
 WORDS = ("PublicIP", "publicIPv6", "BackendType", "BackendData", "VNI", "VtepMAC", "192.0.2.1", "vxlan")
-FIELDS = junk.damaged([json.loads(value) for _, value, _ in RECORDS], *WORDS)
-KEYS = st.text(max_size=30) | st.sampled_from(["10.5.52.0-24", "10.5.52.0-24&fd00::-64", "fd00::-64"])
 
 
-@settings(max_examples=44, deadline=None)
-@given(KEYS, junk.texts(FIELDS))
-def test_junk_is_a_lease_or_refused_in_one_line(key, value):
+@spelled(150)
+def junk_leases(choose: Choices) -> tuple[str, bytes]:
+    key = choose.one_of(["10.5.52.0-24", "10.5.52.0-24&fd00::-64", "fd00::-64", choose.text(20)])
+    if choose.below(4) == 3:
+        return key, choose.bytes(choose.below(60))
+    return key, json.dumps(junk.damaged(choose, json.loads(choose.one_of(RECORDS)[1]), (*WORDS, choose.text(20)))).encode()
+
+
+@settings(max_examples=120, deadline=None)
+@given(junk_leases)
+def test_junk_is_a_lease_or_refused_in_one_line(record):
+    key, value = record
     try:
         lease = parse_lease(key, value)
     except ValueError as error:

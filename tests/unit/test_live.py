@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix, parse_address
 from tweed.errors import UsageError
@@ -178,16 +178,22 @@ def test_without_an_answer_there_are_no_times_between_machines() -> None:
     assert {sight.t_us for step in walk.steps for sight in step.seen if sight.node == "node2"} == {None}
 
 
-@given(st.lists(st.integers(-(10**9), 10**9), min_size=1, max_size=3), st.data())
-def test_the_true_offset_is_within_what_the_frames_allow(offsets: list[int], data: st.DataObject) -> None:
-    true = {"a": 0} | dict(zip("bcd", offsets, strict=False))
-    names = list(true)
+@spelled(120)
+def crossed(choose: Choices) -> tuple[dict[str, int], list[Crossing]]:
+    """What machines' clocks truly are ahead of the first one's, and frames that went between neighbours."""
+    true = {"a": 0} | dict(zip("bcd", choose.several(3, lambda: choose.number(-(10**9), 10**9), least=1), strict=False))
     crossings = []
-    for out, into in itertools.pairwise(names):
+    for out, into in itertools.pairwise(true):
         for one, other in ((out, into), (into, out)):
-            for _ in range(data.draw(st.integers(0, 2))):
-                left, took = data.draw(st.integers(0, 10**9)), data.draw(st.integers(0, 10**6))
+            for _ in range(choose.below(3)):
+                left, took = choose.number(0, 10**9), choose.number(0, 10**6)
                 crossings.append(Crossing(one, other, left + true[one], left + took + true[other]))
+    return true, crossings
+
+
+@given(crossed)
+def test_the_true_offset_is_within_what_the_frames_allow(case: tuple[dict[str, int], list[Crossing]]) -> None:
+    true, crossings = case
     for name, clock in compare("a", crossings).items():
         if clock.uncertainty_ns is not None:
             assert abs(clock.offset_ns - true[name]) <= clock.uncertainty_ns

@@ -110,7 +110,7 @@ def scapy_packet(headers: tuple, payload: bytes) -> ScapyPacket:
 
 
 @settings(max_examples=17, deadline=None)
-@given(stacks(), payloads)
+@given(stacks, payloads)
 def test_scapy_builds_the_same_bytes_and_reads_the_same_fields(headers: tuple, payload: bytes):
     frame = encode(*headers, payload=payload)
     assert bytes(scapy_packet(headers, payload)).hex() == frame.hex()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.oracles import routes as oracle
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix
 from tweed.trace.rules import Flow
@@ -13,73 +15,76 @@ from tweed.trace.tables import Tables
 
 AT = {"source": "a:1", "text": "row"}
 TABLES = ("main", "5", "6")
-# Few bits, so that prefixes meet.
-addresses = st.tuples(st.sampled_from([4, 6]), st.integers(0, 255)).map(
-    lambda pair: bytes([10, *bytes(2), pair[1]]) if pair[0] == 4 else bytes([0xFD, *bytes(14), pair[1]])
-)
 
 
-def prefixes(address: bytes) -> st.SearchStrategy[Prefix]:
-    bits = len(address) * 8
-    return st.sampled_from([0, 8, bits - 7, bits - 4, bits - 2, bits]).map(lambda length: Prefix(address, length).network)
+def address(choose: Choices, family: int) -> bytes:
+    """Of few bits, so that prefixes meet."""
+    last = choose.number(0, 255)
+    return bytes([10, 0, 0, last]) if family == 4 else bytes([0xFD, *bytes(14), last])
 
 
-routes = st.builds(
-    lambda dst, kind, table, metric, dead, device: RouteRow(
+def prefix(choose: Choices, family: int) -> Prefix:
+    bits = 32 if family == 4 else 128
+    return Prefix(address(choose, family), choose.one_of((0, 8, bits - 7, bits - 4, bits - 2, bits))).network
+
+
+def route(choose: Choices, family: int) -> RouteRow:
+    kind = choose.one_of(("unicast", "unicast", "unicast", "blackhole", "throw"))
+    hop = NextHop(device=choose.one_of(("x", "y")), flags=("dead",) if choose.below(6) == 1 else ())
+    return RouteRow(
         **AT,
-        dst=dst,
+        dst=prefix(choose, choose.one_of((family, family, 4, 6))),
         type=kind,
-        table=table,
-        metric=metric,
-        hops=(NextHop(device=device, flags=("dead",) if dead else ()),) if kind == "unicast" else (),
-    ),
-    addresses.flatmap(prefixes),
-    st.sampled_from(["unicast", "unicast", "unicast", "blackhole", "throw"]),
-    st.sampled_from(TABLES),
-    st.sampled_from([None, 1, 1024, 2000]),
-    st.integers(0, 5).map(lambda n: n == 0),
-    st.sampled_from(["x", "y"]),
-)
-rules = st.builds(
-    lambda priority, action, table, src, dst, iif, negated, suppress, fwmark, more: RuleRow(
+        table=choose.one_of(TABLES),
+        metric=choose.one_of((None, 1, 1024, 2000)),
+        hops=(hop,) if kind == "unicast" else (),
+    )
+
+
+def rule(choose: Choices, family: int) -> RuleRow:
+    action = choose.one_of(("lookup", "lookup", "lookup", "prohibit"))
+    return RuleRow(
         **AT,
-        family=4,
-        priority=priority,
+        family=family,
+        priority=choose.below(10),
         action=action,
-        table=table if action == "lookup" else None,
-        src=src,
-        dst=dst,
-        iif=iif,
-        negated=negated,
-        suppress_length=suppress,
-        fwmark=fwmark,
-        **more,
-    ),
-    st.integers(0, 9),
-    st.sampled_from(["lookup", "lookup", "lookup", "prohibit"]),
-    st.sampled_from(TABLES),
-    st.none() | addresses.flatmap(prefixes),
-    st.none() | addresses.flatmap(prefixes),
-    st.sampled_from([None, None, "x", "lo"]),
-    st.booleans(),
-    st.sampled_from([None, None, 0, 25]),
-    st.sampled_from([None, None, 7]),
-    st.sampled_from([{}, {}, {}, {"tos": 16}, {"ipproto": 6}, {"ipproto": 1}, {"dport": (80, 80)}, {"dport": (50, 90), "ipproto": 6}]),
-)
+        table=choose.one_of(TABLES) if action == "lookup" else None,
+        src=choose.maybe(lambda: prefix(choose, choose.one_of((4, 6)))),
+        dst=choose.maybe(lambda: prefix(choose, choose.one_of((4, 6)))),
+        iif=choose.one_of((None, None, "x", "lo")),
+        negated=choose.flag(),
+        suppress_length=choose.one_of((None, None, 0, 25)),
+        fwmark=choose.one_of((None, None, 7)),
+        **choose.one_of(({}, {}, {}, {"tos": 16}, {"ipproto": 6}, {"ipproto": 1}, {"dport": (80, 80)}, {"dport": (50, 90), "ipproto": 6})),
+    )
 
 
-@settings(max_examples=80)
-@given(
-    st.lists(routes, max_size=12),
-    st.lists(rules, min_size=1, max_size=4),
-    addresses,
-    st.none() | addresses,
-    st.sampled_from([None, "x"]),
-    st.sampled_from([(1, 0), (6, 80), (6, 90)]),
-)
-def test_route_choice_equals_the_oracle(rows: list[RouteRow], rule_rows: list[RuleRow], dst: bytes, src: bytes | None, iif: str | None, flow: tuple[int, int]):
-    family = 4 if len(dst) == 4 else 6
-    rule_rows = [RuleRow(**{name: getattr(rule, name) for name in rule.__struct_fields__} | {"family": family}) for rule in rule_rows]
+class Question(NamedTuple):
+    rows: list[RouteRow]
+    rules: list[RuleRow]
+    dst: bytes
+    src: bytes | None
+    iif: str | None
+    flow: tuple[int, int]
+
+
+@spelled(170)
+def questions(choose: Choices) -> Question:
+    family = choose.one_of((4, 6))
+    return Question(
+        choose.several(12, lambda: route(choose, family)),
+        choose.several(4, lambda: rule(choose, family), least=1),
+        address(choose, family),
+        choose.maybe(lambda: address(choose, choose.one_of((4, 6)))),
+        choose.one_of((None, "x")),
+        choose.one_of(((1, 0), (6, 80), (6, 90))),
+    )
+
+
+@settings(max_examples=200)
+@given(questions)
+def test_route_choice_equals_the_oracle(question: Question):
+    rows, rule_rows, dst, src, iif, flow = question
     node = Node(name="n", routes=tuple(rows), rules=tuple(rule_rows), shown=(Shown(table="route", route_table="all", command="ip route show table all"),))
     answer = Tables(node).lookup(dst, src=src, iif=iif, flow=Flow(flow[0], None, flow[1] or None))
     expected = oracle.choose(rule_rows, rows, dst, src, iif, *flow)

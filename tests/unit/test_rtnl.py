@@ -8,93 +8,104 @@ import struct
 import msgspec
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from tests.unit.spelling import Choices, damages, spelled
 
 from tweed.addr import Prefix, format_mac, parse_address, parse_mac
 from tweed.model import Change, FdbEntry, InterfaceAddress, Neighbour, Route
 from tweed.wire import netlink, route, rtnl
 
+U16, U32 = 0xFFFF, 0xFFFFFFFF
 NAMES = rtnl.Names({1: "lo", 3: "ens33", 7: "flannel.1", 2_000_000_000: "far"})
 INDEX = {name: index for index, name in NAMES.items()}
 
-v4, v6, macs = st.binary(min_size=4, max_size=4), st.binary(min_size=16, max_size=16), st.binary(min_size=6, max_size=6)
-addresses = v4 | v6
-prefixes = addresses.flatmap(lambda address: st.builds(Prefix, st.just(address), st.integers(0, len(address) * 8)))
-devices = st.sampled_from(sorted(INDEX))
-bytes_ = st.integers(0, 255)
-numbers = st.integers(0, 0xFFFFFFFF)
+DEVICES = sorted(INDEX)
 
 
-def others(family: int):
-    """Attributes that tweed does not know, perhaps after the tos and source length that it keeps with them."""
-    fixed = st.tuples(bytes_, bytes_).filter(any).map(bytes)
-    parts = st.dictionaries(st.sampled_from([2, 8, 11, 16, 21, 22, 26]), st.binary(max_size=9), max_size=3)
-    return st.builds(lambda found, first: join({**found, **({0: first} if first else {})}), parts, st.none() | fixed)
+def address(choose: Choices) -> bytes:
+    return choose.bytes(choose.one_of((4, 16)))
 
 
-def join(found: dict[int, bytes]) -> bytes:
+def prefix(choose: Choices) -> Prefix:
+    of = address(choose)
+    return Prefix(of, choose.number(0, len(of) * 8))
+
+
+def others(choose: Choices) -> bytes:
+    """Attributes that tweed does not know, perhaps with the tos and source length that it keeps behind them."""
+    found = {choose.one_of((2, 8, 11, 16, 21, 22, 26)): choose.bytes(choose.below(10)) for _ in range(choose.below(4))}
+    if choose.flag() and any(fixed := choose.bytes(2)):
+        found[0] = fixed
     return b"".join(netlink.attribute(kind, payload) for kind, payload in found.items())
 
 
-@st.composite
-def route_rows(draw) -> Route:
-    dst = draw(prefixes)
+@spelled(100)
+def route_rows(choose: Choices) -> Route:
+    dst = prefix(choose)
     return Route(
         dst=dst,
-        device=draw(devices | st.just("")),
-        gateway=draw(st.none() | addresses),
-        metric=draw(numbers),
-        protocol=draw(bytes_),
-        onlink=draw(st.booleans()),
-        scope=draw(bytes_),
-        src=draw(st.none() | (v4 if dst.family == 4 else v6)),
-        table=draw(st.integers(1, 255) | st.integers(256, 0xFFFFFFFF)),
-        type=draw(bytes_),
-        other=draw(st.just(b"") | others(dst.family)),
+        device=choose.one_of(("", *DEVICES)),
+        gateway=choose.one_of((None, address(choose), dst.address)),
+        metric=choose.number(0, U32),
+        protocol=choose.number(0, 255),
+        onlink=choose.flag(),
+        scope=choose.number(0, 255),
+        src=choose.maybe(lambda: choose.bytes(len(dst.address))),
+        table=choose.number(1, 255) if choose.flag() else choose.number(256, U32),
+        type=choose.number(0, 255),
+        other=others(choose) if choose.flag() else b"",
     )
 
 
-address_rows = st.builds(InterfaceAddress, devices, prefixes, bytes_, st.booleans())
-neighbour_rows = st.builds(Neighbour, addresses, devices, st.none() | macs, st.integers(0, 0xFFFF))
-fdb_rows = st.builds(
-    FdbEntry,
-    mac=macs,
-    device=devices,
-    dst=st.none() | addresses,
-    port=st.none() | st.integers(0, 0xFFFF),
-    vni=st.none() | numbers,
-    via=st.none() | numbers,
-    vlan=st.none() | st.integers(0, 0xFFFF),
-    master=st.booleans(),
-    permanent=st.booleans(),
-)
+@spelled(24)
+def address_rows(choose: Choices) -> InterfaceAddress:
+    return InterfaceAddress(choose.one_of(DEVICES), prefix(choose), choose.number(0, 255), choose.flag())
 
 
-@settings(max_examples=27, deadline=None)
-@given(route_rows())
+@spelled(30)
+def neighbour_rows(choose: Choices) -> Neighbour:
+    return Neighbour(address(choose), choose.one_of(DEVICES), choose.maybe(lambda: choose.bytes(6)), choose.number(0, U16))
+
+
+@spelled(48)
+def fdb_rows(choose: Choices) -> FdbEntry:
+    return FdbEntry(
+        mac=choose.bytes(6),
+        device=choose.one_of(DEVICES),
+        dst=choose.maybe(lambda: address(choose)),
+        port=choose.maybe(lambda: choose.number(0, U16)),
+        vni=choose.maybe(lambda: choose.number(0, U32)),
+        via=choose.maybe(lambda: choose.number(0, U32)),
+        vlan=choose.maybe(lambda: choose.number(0, U16)),
+        master=choose.flag(),
+        permanent=choose.flag(),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(route_rows)
 def test_routes_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [row]
 
 
-@settings(max_examples=17, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(address_rows)
 def test_addresses_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [msgspec.structs.replace(row, nodad=False)]
 
 
-@settings(max_examples=17, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(neighbour_rows)
 def test_neighbours_round_trip(row):
     assert rtnl.decode(rtnl.encode(Change("replace", row), INDEX), NAMES) == [row]
     assert rtnl.decode(rtnl.encode(Change("delete", row), INDEX), NAMES) == [msgspec.structs.replace(row, mac=None)]
 
 
-@settings(max_examples=21, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(fdb_rows)
 def test_fdb_entries_round_trip(row):
     for op in ("replace", "delete"):
@@ -139,8 +150,8 @@ def text(address: bytes | None) -> str | None:
     return None if address is None else socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
-@settings(max_examples=20, deadline=None)
-@given(route_rows())
+@settings(max_examples=30, deadline=None)
+@given(route_rows)
 def test_pyroute2_reads_our_routes(row):
     row = msgspec.structs.replace(row, other=b"", gateway=row.gateway if row.gateway is None or len(row.gateway) == len(row.dst.address) else None)
     read = theirs(rtmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -161,8 +172,8 @@ def test_pyroute2_reads_our_routes(row):
     assert (read.get_attr("RTA_PRIORITY") or 0) == row.metric
 
 
-@settings(max_examples=20, deadline=None)
-@given(route_rows())
+@settings(max_examples=30, deadline=None)
+@given(route_rows)
 def test_we_read_pyroute2s_routes(row):
     row = msgspec.structs.replace(row, other=b"", gateway=row.gateway if row.gateway is None or len(row.gateway) == len(row.dst.address) else None)
     attrs = [("RTA_TABLE", row.table), ("RTA_DST", text(row.dst.address)), ("RTA_PRIORITY", row.metric)]
@@ -177,7 +188,7 @@ def test_we_read_pyroute2s_routes(row):
     assert rtnl.decode(data, NAMES) == [row]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(neighbour_rows)
 def test_pyroute2_and_neighbours(row):
     read = theirs(ndmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -195,7 +206,7 @@ def test_pyroute2_and_neighbours(row):
     assert rtnl.decode(by_pyroute2(ndmsg, 28, fields, attrs), NAMES) == [row]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(fdb_rows.map(lambda row: msgspec.structs.replace(row, dst=row.dst and row.dst[:4])))
 def test_pyroute2_and_fdb_entries(row):
     read = theirs(ndmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -217,7 +228,7 @@ def test_pyroute2_and_fdb_entries(row):
     assert rtnl.decode(by_pyroute2(ndmsg, 28, fields, attrs), NAMES) == [row]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(address_rows)
 def test_pyroute2_and_addresses(row):
     read = theirs(ifaddrmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -373,18 +384,13 @@ def test_malformed_rows_are_one_error(data):
         rtnl.decode(data, NAMES)
 
 
-@settings(max_examples=33, deadline=None)
-@given(st.data())
-def test_truncated_and_damaged_rows_are_read_or_refused(data):
+@settings(max_examples=100, deadline=None)
+@given(route_rows | neighbour_rows | fdb_rows | address_rows, damages)
+def test_truncated_and_damaged_rows_are_read_or_refused(row, damage):
     """Every field of every kind of row cut short or overwritten: rows that print, or one ValueError."""
-    row = data.draw(route_rows() | neighbour_rows | fdb_rows | address_rows)
-    whole = bytearray(rtnl.encode(Change("replace", row), INDEX))
-    for position in data.draw(st.lists(st.integers(16, len(whole) - 1), max_size=3)):
-        whole[position] = data.draw(bytes_)
-    size = data.draw(st.integers(16, len(whole)))
-    whole[:4] = size.to_bytes(4, "little")
+    changed = damage.done_to(rtnl.encode(Change("replace", row), INDEX), head=16)
     try:
-        found = rtnl.decode(bytes(whole[:size]), NAMES)
+        found = rtnl.decode(len(changed).to_bytes(4, "little") + changed[4:], NAMES)
     except ValueError as error:
         assert "netlink" in str(error)
     else:

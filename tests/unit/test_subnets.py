@@ -2,8 +2,8 @@ import re
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.oracles.subnets import free_subnets
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix, is_unicast_mac, parse_address, parse_mac
 from tweed.model import Endpoint, Lease, LeaseRecord, Owner
@@ -68,16 +68,16 @@ def test_a_large_network_with_many_leases_is_not_walked():
     assert choose(wide, [*taken, P("fd00:10:8000::/33")], None, first)[1] == P("fd00:10:0:1388::/64")
 
 
-@st.composite
-def spans_and_leases(draw):
-    low, high = sorted(draw(st.tuples(st.integers(0, 63), st.integers(0, 63))))
+@spelled(70)
+def spans_and_leases(pick: Choices):
+    low, high = sorted((pick.number(0, 63), pick.number(0, 63)))
     net = parse_network(f'{{"Network": "10.1.0.0/24", "SubnetLen": 30, "SubnetMin": "10.1.0.{low * 4}", "SubnetMax": "10.1.0.{high * 4}"}}')
-    leases = st.builds(lambda b, n: Prefix(bytes((10, draw(st.sampled_from((0, 1, 2))), 0, b)), n), st.integers(0, 255), st.integers(25, 32))
-    return net, draw(st.lists(leases, max_size=20)), draw(st.integers(0, 1000))
+    leases = pick.several(20, lambda: Prefix(bytes((10, pick.below(3), 0, pick.below(256))), 25 + pick.below(8)))
+    return net, leases, pick.below(1001)
 
 
 @settings(max_examples=33, deadline=None)
-@given(spans_and_leases())
+@given(spans_and_leases)
 def test_choose_agrees_with_looking_at_everything(case):
     net, taken, index = case
     free = free_subnets(net.range(4), taken)[:CANDIDATES]

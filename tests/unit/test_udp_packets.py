@@ -6,12 +6,14 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.oracles import udp as oracle
+from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix
 from tweed.udp.naive import Naive
@@ -34,6 +36,7 @@ def world(strict: bool = False) -> oracle.World:
     return oracle.World(OWN, PEERS, strict)
 
 
+@cache
 def packed(strict: bool = False) -> bytes:
     peers = tuple(peer(Prefix.parse(str(subnet)), host.packed) for subnet, host in PEERS.items())
     return Table(Prefix.parse(str(OWN)), peers, strict).pack()
@@ -96,57 +99,60 @@ def virtio(packet: bytes, kind: int = 0, cut: int = 0) -> bytes:
     return struct.pack(oracle.VIRTIO, 1, kind, size, cut, size, 16 if packet[9] == 6 else 6) + partial(packet)
 
 
-bodies = st.builds(lambda n, seed: random.Random(seed).randbytes(n), st.integers(1, 4000), st.integers(0, 9))
-option_bytes = st.sampled_from([b"", b"\1\1\x08\x0a" + bytes(8), bytes(40)])
-ttls = st.sampled_from([0, 1, 2, 64, 255])
+OPTIONS = (b"", b"\1\1\x08\x0a" + bytes(8), bytes(40))
 
 
-@st.composite
-def tun_packets(draw: st.DrawFn) -> bytes:
-    target = draw(st.sampled_from([THERE, ELSEWHERE, OUTSIDE, THERE]))
+def body(choose: Choices, most: int) -> bytes:
+    return random.Random(choose.below(10)).randbytes(choose.number(1, most))
+
+
+@spelled(40)
+def tun_packets(choose: Choices) -> bytes:
+    target = choose.one_of((THERE, ELSEWHERE, OUTSIDE, THERE))
     common = {
-        "ttl": draw(ttls),
-        "number": draw(st.sampled_from([0, 65535, 65500])),
-        "frag": draw(st.sampled_from([0, 0x4000])),
-        "tos": draw(st.integers(0, 3)),
+        "ttl": choose.one_of((0, 1, 2, 64, 255)),
+        "number": choose.one_of((0, 65535, 65500)),
+        "frag": choose.one_of((0, 0x4000)),
+        "tos": choose.below(4),
     }
-    if draw(st.booleans()):
-        flags = draw(st.integers(0, 255))
-        packet = tcp(HERE, target, draw(bodies), seq=draw(st.sampled_from([1, 2**32 - 100])), flags=flags, options=draw(option_bytes), **common)
-        kind = draw(st.sampled_from([0, 1, 0x81]))
+    if choose.flag():
+        flags, seq = choose.number(0, 255), choose.one_of((1, 2**32 - 100))
+        packet = tcp(HERE, target, body(choose, 4000), seq=seq, flags=flags, options=choose.one_of(OPTIONS), **common)
+        kind = choose.one_of((0, 1, 0x81))
     else:
-        packet = udp(HERE, target, draw(bodies), **common)
-        kind = draw(st.sampled_from([0, 5]))
-    return virtio(packet, kind, draw(st.integers(1, 1500)) if kind else 0)
+        packet = udp(HERE, target, body(choose, 4000), **common)
+        kind = choose.one_of((0, 5))
+    return virtio(packet, kind, choose.number(1, 1500) if kind else 0)
 
 
-def burst(draw: st.DrawFn) -> list[bytes]:
+ODD = ("", "", "", "psh", "seq", "ack", "id", "tos", "ttl", "sum", "zero", "source", "syn", "fragment")
+
+
+@spelled(50)
+def bursts(choose: Choices) -> list[bytes]:
     """Datagrams as one peer's connection sends them, nearly: each rule that keeps them apart is broken at times."""
-    n, size, at, seq = draw(st.integers(1, 12)), draw(st.integers(1, 200)), 0, draw(st.sampled_from([1, 2**32 - 150]))
-    options, frag, number = draw(option_bytes), draw(st.sampled_from([0, 0x4000])), draw(st.integers(65530, 65535))
-    whole = draw(st.booleans())
+    n, size, seq = 1 + choose.below(12), choose.number(1, 200), choose.one_of((1, 2**32 - 150))
+    options, frag, number = choose.one_of(OPTIONS), choose.one_of((0, 0x4000)), choose.number(65530, 65535)
+    whole, datagram = choose.flag(), choose.one_of((tcp, udp))
     found = []
     for i in range(n):
         last = i == n - 1
-        body = random.Random(i).randbytes(draw(st.integers(1, size)) if last else size)
-        odd = "" if whole else draw(st.sampled_from(["", "", "", "psh", "seq", "ack", "id", "tos", "ttl", "sum", "zero", "source", "syn", "fragment"]))
+        carried = random.Random(i).randbytes(choose.number(1, size) if last else size)
+        odd = "" if whole else choose.one_of(ODD)
         ip = {"number": (number + i + (odd == "id")) % 65536, "frag": 0x2000 if odd == "fragment" else frag, "tos": 2 * (odd == "tos")}
         ip["ttl"] = 1 if odd == "ttl" and i % 2 else 9 if odd == "ttl" else 64
-        source = draw(st.sampled_from([ELSEWHERE, OUTSIDE, HERE, IPv4Address("127.0.0.1")])) if odd == "source" else THERE
+        source = choose.one_of((ELSEWHERE, OUTSIDE, HERE, IPv4Address("127.0.0.1"))) if odd == "source" else THERE
         control = oracle.ACK | (oracle.PSH if odd == "psh" or last else 0) | (2 if odd == "syn" else 0)
-        if at % 2 == 0 and options != bytes(40):
-            packet = tcp(source, HERE, body, seq=seq + i * size + (odd == "seq"), flags=control, ack=5 + (odd == "ack"), options=options, **ip)
+        if datagram is tcp and options != bytes(40):
+            packet = tcp(source, HERE, carried, seq=seq + i * size + (odd == "seq"), flags=control, ack=5 + (odd == "ack"), options=options, **ip)
         else:
-            packet = udp(source, HERE, body + bytes(12 + len(options)) if not last else body, **ip)
+            packet = udp(source, HERE, carried + bytes(12 + len(options)) if not last else carried, **ip)
         if odd == "sum":
             packet = packet[:-1] + bytes([packet[-1] ^ 0x55])
         if odd == "zero" and packet[9] == 17:
             packet = packet[:26] + bytes(2) + packet[28:]
         found.append(packet)
     return found
-
-
-bursts = st.composite(burst)()
 
 
 def equal_sizes(datagrams: Sequence[bytes]) -> tuple[list[bytes], int]:
@@ -165,7 +171,7 @@ def equal_sizes(datagrams: Sequence[bytes]) -> tuple[list[bytes], int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(tun_packets())
+@given(tun_packets)
 def test_outbound_is_the_oracles_byte_for_byte(packet: bytes) -> None:
     core, vector = make_fast(), make_vector()
     wanted = oracle.outbound(world(), packet)
@@ -245,8 +251,13 @@ def test_inbound_is_the_oracles_byte_for_byte(datagrams: list[bytes], strict: bo
     check_inbound(*equal_sizes(datagrams), strict)
 
 
+@spelled(200)
+def noise(choose: Choices) -> list[bytes]:
+    return choose.several(4, lambda: choose.bytes(choose.number(1, 70)), least=1)
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.binary(min_size=1, max_size=70), min_size=1, max_size=4), st.booleans())
+@given(noise, st.booleans())
 def test_inbound_of_noise(datagrams: list[bytes], strict: bool) -> None:
     check_inbound(*equal_sizes(datagrams), strict)
 
@@ -379,7 +390,7 @@ def test_random_bursts_and_tun_packets(data: bytes, size: int) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sets(st.integers(0, 255), max_size=20), st.integers(0, 2**32 - 1))
+@given(spelled(21)(lambda choose: set(choose.several(20, lambda: choose.number(0, 255)))), st.integers(0, 2**32 - 1))
 def test_looking_up_is_trying_all(thirds: set[int], address: int) -> None:
     subnets = {IPv4Network((10 << 24 | third << 8, 24)): IPv4Address(3000 + third % 3) for third in thirds}
     table = Table(Prefix.parse("10.255.0.0/24"), tuple(peer(Prefix.parse(str(s)), h.packed) for s, h in subnets.items()))
