@@ -16,6 +16,7 @@ from scapy.layers.l2 import ARP, Ether
 from tests.kernel.conftest import Namespace
 
 from tweed.addr import Prefix, format_mac, parse_address, parse_mac
+from tweed.agent import attachments
 from tweed.agent.attachments import Attachments
 from tweed.agent.ledger import Ledger
 from tweed.errors import KernelError, TweedError
@@ -191,17 +192,17 @@ def test_a_failed_step_leaves_nothing(node, existing, monkeypatch):
         node.attach(node.pod(), "z")
     pod = node.pod()
     before, ledger = node.state(), node.path.read_bytes() if existing else None
-    do, failed = Attachments._do, 0
+    do, failed = attachments.do, 0
     for number in STEPS:
         calls = iter(range(1000))
 
-        def fail_once(self, action, *more, calls=calls, number=number):
+        def fail_once(group, *more, calls=calls, number=number):
             if next(calls) == number:
-                raise KernelError(str(action), errno.EPERM, "injected")
-            do(self, action, *more)
+                raise KernelError(str(group), errno.EPERM, "injected")
+            do(group, *more)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Attachments, "_do", fail_once)
+            patch.setattr(attachments, "do", fail_once)
             try:
                 node.attach(pod, "a")
             except TweedError as error:
@@ -253,18 +254,18 @@ def test_a_refused_setting_leaves_nothing(node, existing, monkeypatch):
 def test_killed_at_any_step_it_is_undone_at_the_next_start(node):
     pod = node.pod()
     before = node.state()
-    do, killed = Attachments._do, 0
+    do, killed = attachments.do, 0
     for number in STEPS:
         child = os.fork()
         if child == 0:
             calls = iter(range(1000))
 
-            def die(self, action, *more, calls=calls, number=number):
+            def die(group, *more, calls=calls, number=number):
                 if next(calls) == number:
                     os._exit(9)
-                do(self, action, *more)
+                do(group, *more)
 
-            Attachments._do = die
+            attachments.do = die
             try:
                 node.attach(pod, "a")
             finally:

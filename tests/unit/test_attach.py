@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac, parse_address, parse_mac
 from tweed.errors import UsageError
 from tweed.model import Link
-from tweed.plan import attach
+from tweed.plan import attach, upkeep
 from tweed.plan.addresses import Taken, free_address, host_name, place
 from tweed.plan.attach import Facts
 from tweed.plan.attachment import AttachRequest, NoAddress, NodeNetwork, Range, Refused, as_json, from_json, request_from_json
@@ -246,3 +247,68 @@ def test_a_bad_request_is_named(change, said):
     with pytest.raises(UsageError) as error:
         request_from_json({"container_id": "c1", "ifname": "eth0", "netns": "/n"} | change)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- upkeep -----------------------------------------------------------------------------------------------------
+
+
+def on_cni0(number=2, **more):
+    """A container as the ledger has it, and the port that it has."""
+    entry = placed(AttachRequest(f"c{number}", "eth0", "/n"), last=(parse_address(f"10.244.1.{number - 1}"),))
+    entry = msgspec.structs.replace(entry, pending=False, **more)
+    return entry, Link(entry.host_name, 10 + number, "veth", b"\x0a\x59\0\0\0\1", 1450, up=True, master=5, hairpin=True)
+
+
+GATEWAY = frozenset([Prefix.parse("10.244.1.1/24")])
+UP = msgspec.structs.replace(CNI0, mtu=1450)
+
+
+def mending(entries, bridge, ports, addresses=GATEWAY, ours=True):
+    network = upkeep.network_of(entries, bridge, ours=ours)
+    steps = upkeep.steps(entries, network, Facts(bridge, addresses, ipv6=False), {port.name: port for port in ports})
+    return [str(step.action) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("bridge", "addresses", "port", "expected"),
+    [
+        ({}, GATEWAY, {}, []),
+        ({"up": False}, GATEWAY, {}, ["ip link set cni0 up"]),
+        ({"mtu": 1300}, GATEWAY, {}, ["ip link set cni0 mtu 1450"]),
+        ({}, frozenset(), {}, ["ip addr replace 10.244.1.1/24 dev cni0"]),
+        ({}, GATEWAY, {"up": False}, ["ip link set PORT up"]),
+        ({}, GATEWAY, {"mtu": 1300}, ["ip link set PORT mtu 1450"]),
+        ({}, GATEWAY, {"hairpin": False}, ["bridge link set dev PORT hairpin on"]),
+        ({}, GATEWAY, {"master": 0, "hairpin": None}, ["ip link set PORT master cni0", "bridge link set dev PORT hairpin on"]),
+        ({}, GATEWAY, {"master": 9, "up": False}, ["ip link set PORT master cni0 up", "bridge link set dev PORT hairpin on"]),
+    ],
+)
+def test_what_is_put_right(bridge, addresses, port, expected):
+    entry, right = on_cni0()
+    found = mending([entry], msgspec.structs.replace(UP, **bridge), [msgspec.structs.replace(right, **port)], addresses)
+    assert found == [line.replace("PORT", entry.host_name) for line in expected]
+
+
+def test_a_bridge_that_is_gone_comes_back_with_its_ports():
+    (one, first), (two, second) = on_cni0(2), on_cni0(3, hairpin=False)
+    gone = [msgspec.structs.replace(port, master=0, hairpin=None) for port in (first, second)]
+    assert mending([one, two], None, gone, frozenset()) == [
+        "ip link add cni0 address 0a:58:0a:f4:01:01 mtu 1450 type bridge",
+        "ip link set cni0 addrgenmode none",
+        "ip addr replace 10.244.1.1/24 dev cni0",
+        "ip link set cni0 up",
+        f"ip link set {one.host_name} master cni0",
+        f"bridge link set dev {one.host_name} hairpin on",
+        f"ip link set {two.host_name} master cni0",
+    ]
+
+
+def test_what_upkeep_leaves_alone():
+    entry, port = on_cni0()
+    assert mending([entry], UP, []) == []  # its veth is gone: a matter of its runtime
+    assert mending([entry], msgspec.structs.replace(UP, mtu=9000), [port], ours=False) == []  # somebody else's bridge
+    adopted = msgspec.structs.replace(entry, gateways=(), routes=(), mtu=0)
+    assert mending([adopted], UP, [port], frozenset()) == []  # nobody knows its gateway
+    assert mending([adopted], None, [port], frozenset()) == []
+    with pytest.raises(Refused, match="not a bridge"):
+        mending([entry], msgspec.structs.replace(UP, kind="veth"), [port])

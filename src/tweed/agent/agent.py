@@ -34,6 +34,7 @@ from tweed.agent.problems import all_problems, tell
 from tweed.agent.site import Site, published
 from tweed.agent.spool import Spool
 from tweed.agent.talk import StartOver, Talk
+from tweed.agent.upkeep import Upkeep
 from tweed.config import Settings
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links, sysctl
@@ -94,7 +95,8 @@ class Agent:
         self.retry: asyncio.TimerHandle | None = None
         self.macs = MacWatch()
         self.exclusive = Exclusive()
-        self.ears = Ears(self.dataplane, self.look_again)
+        self.upkeep = Upkeep(self.attachments)
+        self.ears = Ears(self.dataplane, self.upkeep, self.look_again)
         self.forwarding = Forwarding(settings, self.look_again)
         self.told: set[str] = set()
         self.talk = Talk(self)
@@ -298,6 +300,8 @@ class Agent:
         settled = self.complete and not self.report.failures and not self.report.device_failures
         if settled and reasons == {"nftables"}:
             return await self._firewall(self.report)
+        if settled and reasons == {"containers"}:
+            return msgspec.structs.replace(self.report, containers=self.upkeep.mend())
         self.screened = self.screening.see(self.membership.records, self.membership.junk.values(), self.membership.own, self.changed)
         self.changed = set()
         if settled and reasons == {"lease"}:
@@ -315,7 +319,7 @@ class Agent:
         # After what needs no file. A pod with a namespace is Kubernetes', wherever the leases are.
         services = self.settings.store == "kube" or any("/" in pod.pod for pod in self.attachments.list())
         self.needs = list(needs.problems(self.site.families, services=services))
-        return await self._firewall(report)
+        return await self._firewall(msgspec.structs.replace(report, containers=self.upkeep.mend()))
 
     async def _forward(self) -> None:
         """In the UDP mode: have the process that forwards, and let it know the peers."""
@@ -335,8 +339,8 @@ class Agent:
 
     def _finish(self, report: Report, reasons: set[str]) -> None:
         assert self.network is not None
-        done = self.last_changes = len(report.changes) + len(report.steps)
-        self.report = msgspec.structs.replace(report, steps=(), changes=())  # tens of thousands of rows that nobody asks for
+        done = self.last_changes = len(report.changes) + len(report.steps) + len(report.containers)
+        self.report = msgspec.structs.replace(report, steps=(), changes=(), containers=())  # tens of thousands of rows that nobody asks for
         self.told = tell(all_problems(self), self.told)
         self.passes += 1
         self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))

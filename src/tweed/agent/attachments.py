@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,13 +17,14 @@ from tweed.agent.host_local import Holding, holdings, in_use
 from tweed.agent.ledger import Bridge, Ledger, clock_s
 from tweed.agent.log import log
 from tweed.errors import KernelError, TweedError
-from tweed.kernel import links, settings, sysctl, tables
+from tweed.kernel import links, sysctl, tables
+from tweed.kernel.attach import do
 from tweed.kernel.container import Container
 from tweed.kernel.netlink import Netlink
 from tweed.model import TABLE_MAIN, Change, InterfaceAddress, Link, Neighbour
 from tweed.plan import attach as plan
 from tweed.plan.addresses import Taken, host_name, place
-from tweed.plan.attach import Action, Facts, Step
+from tweed.plan.attach import Facts, Step
 from tweed.plan.attachment import BRIDGE, Attachment, AttachRequest, NodeNetwork
 from tweed.wire.cni import check_identity
 
@@ -65,7 +66,7 @@ class Attachments:
     def _attach(self, request: AttachRequest, network: NodeNetwork, container: Container) -> Attachment:
         facts = self._facts(network.bridge, container)
         pending = place(request, network, self.ledger.entries.values(), self.ledger.last, time.time(), self.taken(), facts.routed)
-        return self._carry_out(pending, plan.steps(pending, network, facts), self._claim(network, facts), container)
+        return self._carry_out(pending, plan.steps(pending, network, facts), self.claim(network, facts), container)
 
     def taken(self) -> Taken:
         """The addresses that cannot be given to anybody now."""
@@ -214,7 +215,7 @@ class Attachments:
             for group in plan.groups(steps):
                 if len(group) > 1:  # where one is refused, those behind it are done all the same
                     done += group
-                self._do(group, container, known)
+                do(group, self.nl, known, container)
                 if len(group) == 1:
                     done += group
             if bridge.index is None:
@@ -227,38 +228,13 @@ class Attachments:
             for step in reversed(done):
                 try:
                     if step.undo is not None:
-                        self._do((Step(step.undo, inside=step.inside),), container, known)
+                        do((Step(step.undo, inside=step.inside),), self.nl, known, container)
                 except KernelError as second:  # the entry stays, pending: a detach or the next start tries again
                     raise TweedError(f"{error}; and undoing it failed: {second}") from error
             ledger.entries, ledger.bridges, ledger.last = before
             ledger.save()
             raise
         return attachment
-
-    def _do(self, group: tuple[Step, ...], container: Container, known: Mapping[str, int]) -> None:
-        """The action of one step, or of several that are settings, in the container or on the node. Raises KernelError.
-
-        `known`: ifindex by name, of devices of the node.
-        """
-        step = group[0]
-        action: Action = step.action
-        nl = container.nl if step.inside else self.nl
-        match action:
-            case plan.SetLink() | plan.Hairpin() | Change():
-                settings.apply(nl, [each.action for each in group if isinstance(each.action, plan.Setting)], {} if step.inside else known)
-            case plan.CreateBridge(name, mac, mtu):
-                links.create_bridge(nl, name, mac=mac, mtu=mtu)
-            case plan.CreateVeth(name, mac, peer, peer_mac, mtu):
-                links.create_veth(nl, name, peer, mtu=mtu, mac=mac, peer_mac=peer_mac, peer_netns=container.netns)
-            case plan.DeleteLink(name):
-                links.delete_link(nl, name)
-            case plan.Sysctl(key, value):
-                if step.inside:
-                    container.sysctl(key, value)
-                else:
-                    sysctl.write(key, value)
-            case plan.Announce(device, mac, addresses):
-                container.send(device, [plan.announcement(mac, address) for address in addresses])
 
     def _change(self, *changes: Change) -> None:
         for failure in tables.apply(self.nl, changes):
@@ -278,7 +254,7 @@ class Attachments:
             routed=frozenset(route.dst for family in families for route in tables.routes(container.nl, family, table=TABLE_MAIN)),
         )
 
-    def _claim(self, network: NodeNetwork, facts: Facts) -> Bridge:
+    def claim(self, network: NodeNetwork, facts: Facts) -> Bridge:
         """What the ledger is to say of the bridge, before anything is done to it."""
         if facts.bridge is None:
             return Bridge()

@@ -19,6 +19,7 @@ from tweed.errors import KernelError
 from tweed.kernel import links, sysctl, tables, tun
 from tweed.kernel.netlink import Netlink
 from tweed.model import Changes, Device, Failure, KernelState, Lease, Route, Tun, Vtep
+from tweed.plan.attach import Step
 from tweed.plan.backend import Backend
 from tweed.plan.device import Create, Delete, DeviceStep, SetLocal, SetMac, SetMtu, SetUp, device_steps
 from tweed.plan.diff import confirmed, diff, held, split
@@ -30,7 +31,7 @@ LOG_ROWS = 40  # rows that one pass logs by name
 class Report(msgspec.Struct, frozen=True):
     """What one pass did. `changes` without what the kernel refused; `device_failures` are by device name, in the kernel's words.
 
-    `foreign`: other people's routes inside the cluster networks.
+    `foreign`: other people's routes inside the cluster networks. `containers`: what was put right of their bridges and ports.
     """
 
     steps: tuple[DeviceStep, ...] = ()
@@ -41,6 +42,7 @@ class Report(msgspec.Struct, frozen=True):
     foreign: tuple[Route, ...] = ()
     duration_s: float = 0.0
     cpu_s: float = 0.0
+    containers: tuple[Step, ...] = ()
 
 
 class Dataplane:

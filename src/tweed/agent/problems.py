@@ -26,6 +26,7 @@ def all_problems(agent: Agent) -> list[Problem]:
         *refused(agent.dataplane.backend, agent.dataplane.peers, agent.dataplane.reaches),
         *agent.forwarding.problems,
         *agent.bridge_problems,
+        *agent.upkeep.problems,
         *agent.needs,
         *agent.firewall.problems,
         *agent.screened.problems,
