@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,6 +106,15 @@ class Node(Namespace):
             return 0
         process.send_signal(number)
         return process.wait(30)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Its agent changes nothing meanwhile."""
+        call(self.socket, "POST", "/v1/pause")
+        try:
+            yield
+        finally:
+            call(self.socket, "POST", "/v1/resume")
 
     def status(self) -> dict[str, Any]:
         return call(self.socket, "GET", "/v1/status", timeout_s=30.0)

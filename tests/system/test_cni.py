@@ -220,8 +220,8 @@ def test_check_finds_what_is_wrong(fast, sandbox, damage, said):
     words = {"port": result["interfaces"][1]["name"], "gateway": result["ips"][0]["gateway"], "address": result["ips"][0]["address"]}
     sandbox.sh("ip addr add 192.0.2.9/24 dev eth0; ip route add 198.51.100.0/24 via 192.0.2.1")  # what a later plugin might add
     fast.check(conflist(), "c1", sandbox.path)
-    (sandbox if damage.startswith("in: ") else fast.node).sh(damage.removeprefix("in: ").format(**words))
-    with pytest.raises(PluginFailed) as failed:
+    with fast.node.paused(), pytest.raises(PluginFailed) as failed:  # else the agent would mend what is on the node
+        (sandbox if damage.startswith("in: ") else fast.node).sh(damage.removeprefix("in: ").format(**words))
         fast.check(conflist(), "c1", sandbox.path)
     answer = failed.value.answer
     assert answer.error == 103 and said.format(**words) in answer.document["details"]

@@ -213,7 +213,9 @@ def test_a_split_holds_before_docker0_is_there(own: Lab, attach: Callable[[], st
     done = docker_opts(own, *write)
     assert (done.returncode, done.stdout) == (1, "") and "cni0 has 10.244.1.1/25" in done.stderr and done.stderr.endswith("share 10.244.1.0/24: use --split\n")
     assert "10.244.1.129/25" in (tmp_path / "options").read_text() and attach().endswith("/25")
-    own.run("node1", "ip link del cni0")  # nobody does that to pods that live
+    for pod in own.agent("node1", "GET", "/v1/attachments"):
+        own.agent("node1", "DELETE", f"/v1/attachments/{pod['container_id']}/eth0")
+    own.run("node1", "ip link del cni0")
     assert docker_opts(own, *write).returncode == 0 and attach().endswith("/24")
     done = docker_opts(own, *write, "--split")
     assert done.returncode == 1 and done.stderr.startswith("tweed: cni0 has 10.244.1.1/24, so its containers and Docker's would share 10.244.1.128/25: take")

@@ -1,14 +1,11 @@
 """Bridges and ports that containers depend on, changed by hand under a running agent: put back, with their traffic."""
 
-import contextlib
 import re
 
 import pytest
 from tests.system.cluster import DUAL, Cluster, wait_for
 from tests.system.conftest import ping
 from tests.system.runtime import Runtime, Sandbox
-
-from tweed.agent.client import call
 
 NETWORK = {"cniVersion": "1.0.0", "name": "tweed", "plugins": [{"type": "tweed"}]}
 
@@ -62,15 +59,6 @@ def place(tmp_path_factory):
                 box.remove()
 
 
-@contextlib.contextmanager
-def paused(node):
-    call(node.socket, "POST", "/v1/pause")
-    try:
-        yield
-    finally:
-        call(node.socket, "POST", "/v1/resume")
-
-
 HARM = {
     "bridge down": "ip link set cni0 down",
     "bridge down and up": "ip link set cni0 down; ip link set cni0 up",
@@ -108,7 +96,7 @@ def test_what_happens_without_an_agent_is_put_back_at_its_start(place):
 
 def test_another_device_of_that_name_is_named_and_not_touched(place):
     before = place.state()
-    with paused(place.node):
+    with place.node.paused():
         place.node.sh("ip link del cni0; ip link add cni0 type veth peer name cni9")
     wait_for(lambda: "container-bridge" in place.node.problems(), "it is named")
     assert "not a bridge" in next(p["text"] for p in place.node.status()["problems"] if p["id"] == "container-bridge")
