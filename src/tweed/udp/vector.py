@@ -147,7 +147,7 @@ class Vector(Naive):
             try:
                 sent = self.socket.sendmsg([wire], control, 0, (outer.text(host), self.port))
             except OSError as error:
-                # EMSGSIZE, EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware.
+                # EMSGSIZE, EINVAL: longer than the route's MTU; EIO: IPsec on the way, before Linux 6.11 any egress without checksums in hardware.
                 # Anything else (no route just now) says nothing of bursts.
                 if error.errno not in (errno.EMSGSIZE, errno.EINVAL, errno.EIO):
                     self.count["tx-queue-full" if error.errno in (errno.EAGAIN, errno.ENOBUFS) else "tx-refused"] += count

@@ -113,8 +113,8 @@ static void send_burst(Core *core, struct host *to, struct burst *burst, unsigne
             core->counters[TX_BYTES] += burst->bytes;
             return;
         }
-        /* EMSGSIZE or EINVAL: longer than the route's MTU; EIO: an egress without checksums in hardware. One at a time is right everywhere.
-         * Anything else (no route just now) says nothing of bursts. */
+        /* EMSGSIZE or EINVAL: longer than the route's MTU; EIO: IPsec on the way, before Linux 6.11 any egress without checksums in hardware.
+         * One at a time is right everywhere. Anything else (no route just now) says nothing of bursts. */
         if (error != EMSGSIZE && error != EINVAL && error != EIO) {
             core->counters[error == EAGAIN || error == ENOBUFS ? TX_QUEUE_FULL : TX_REFUSED] += segments;
             return;
