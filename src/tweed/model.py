@@ -127,10 +127,15 @@ class LeaseRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class Junk(msgspec.Struct, frozen=True):
-    """Something in the store that is no lease: its key, and why it was skipped."""
+    """Something in the store that is no lease: its key, and why it was skipped.
+
+    `revision` of its last change, 0 where that is not known; `owner`: who signed it, as with a lease.
+    """
 
     key: str
     why: str
+    revision: int = 0
+    owner: Owner | None = None
 
 
 # ---- devices ----------------------------------------------------------------------------------------------------

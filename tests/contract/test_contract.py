@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 
+import msgspec
 import pytest
 from tests.contract.grounds import MAC, ME, OTHER, lease
 
@@ -421,6 +422,28 @@ async def test_a_lease_overwritten_with_junk_is_no_longer_ours(ground, store, fo
         await store.update(record, lease(), ME)
     with pytest.raises(Conflict):
         await store.create(lease(), ME)
+
+
+@pytest.mark.parametrize("ttl_s", [TTL_S, None])
+async def test_junk_over_a_lease_is_replaced_by_who_saw_just_that(ground, store, follow, ttl_s):
+    """And the lease is what it was: one with an end, or a reservation."""
+    if not ground.SETS_CONFIG:
+        pytest.skip("a store that gives a node its subnet takes the node's own over: create does it")
+    record = await store.create(lease(), ME, ttl_s)
+    watcher = follow(store, record.revision)
+    await ground.write_raw(record.key.encode(), b"[]")
+    (told,) = await watcher.until(1)
+    (junk,) = (await store.snapshot()).junk
+    assert junk == told.junk and junk.revision > record.revision
+    await ground.write_raw(record.key.encode(), b"{")
+    with pytest.raises(Conflict):
+        await store.update(msgspec.structs.replace(record, revision=junk.revision), lease(), ME)
+    (junk,) = (await store.snapshot()).junk
+    mended = await store.update(msgspec.structs.replace(record, revision=junk.revision), lease(), ME)
+    snapshot = await store.snapshot()
+    assert ([r.lease for r in snapshot.records], snapshot.junk) == ([lease()], ())
+    assert snapshot.records[0].owner == ME and snapshot.records[0].revision == mended.revision
+    assert (snapshot.records[0].ttl_s is None, mended.ttl_s is None) == (ttl_s is None, ttl_s is None)
 
 
 async def test_a_record_of_flannel_is_a_lease_without_an_owner(ground, store):

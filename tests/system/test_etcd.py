@@ -184,8 +184,23 @@ def test_a_configuration_that_somebody_spoils_is_named_and_the_old_one_stays_in_
     etcdctl(lab, "put", f"{PREFIX}/config", text[:-2])
     eventually(lambda: "config" in problems(lab, "node1"), "it is named")
     assert lab.agent("node1")["ready"]
+    etcdctl(lab, "del", f"{PREFIX}/config")
+    eventually(lambda: "config-gone" in problems(lab, "node1"), "that it is gone is named too")
     etcdctl(lab, "put", f"{PREFIX}/config", text)
     eventually(lambda: not problems(lab, "node1"), "nothing is left to be said")
+
+
+def test_rubbish_over_a_nodes_own_lease_is_put_right_at_once(lab: Lab):
+    before = json.loads(etcdctl(lab, "get", "--print-value-only", key("10.244.1.0/24")))
+    etcdctl(lab, "put", key("10.244.1.0/24"), "rubbish")
+
+    def mended() -> bool:
+        text = etcdctl(lab, "get", "--print-value-only", key("10.244.1.0/24"))
+        return text.startswith("{") and json.loads(text) == before
+
+    eventually(mended, "it is written again")
+    eventually(lambda: not problems(lab, "node1") and not problems(lab, "node2") and lab.whole(), "all is as it was")
+    assert ping(all_pairs(lab.pods)) == set()
 
 
 def test_a_lease_taken_by_another_fences_and_acquire_takes_a_new_one(lab: Lab):

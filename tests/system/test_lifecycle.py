@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -403,6 +404,26 @@ def test_a_wrong_new_configuration_keeps_the_old_one_and_says_so(running: tuple[
         a.cluster.configure(json.dumps(V4))
         wait_for(lambda: not a.problems(), f"no longer a problem: {what}")
     assert a.status()["network"]["networks"] == ["10.244.0.0/16"]
+
+
+def test_a_configuration_that_is_gone_is_told_with_what_writes_it_again(running: tuple[Node, Node]) -> None:
+    a, b = running
+    before = a.tables()
+    with contextlib.closing(sqlite3.connect(a.cluster.store.removeprefix("sqlite://"))) as connection:
+        connection.execute("DELETE FROM config")
+        connection.commit()
+    for node in (a, b):
+        (problem,) = wait_for(lambda node=node: node.status()["problems"], "it is a problem")
+        assert problem["id"] == "config-gone" and "the last one stays in force here" in problem["text"]
+        assert call(node.socket, "GET", "/metrics").count('tweed_problems{id="config-gone"} 1.0') == 1
+        wait_for(lambda node=node, text=problem["text"]: text in node.log.read_text(), "the log has it")
+        assert node.status()["ready"]
+    assert a.tables() == before
+    command = problem["text"].partition("tweed ")[2]
+    done = a.tweed(*shlex.split(command))
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: not a.problems() and not b.problems(), "nothing is left to be said")
+    assert a.tables() == before and not any("starting over" in node.log.read_text() for node in (a, b))
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -60,8 +60,18 @@ class Memory:
         self.writes.append("create")
         return self.put(lease, owner, ttl_s)
 
+    def spoil(self, key: str, owner: Owner | None = None) -> None:
+        """As somebody by hand writes what is no lease over one."""
+        self.revision += 1
+        del self.records[key]
+        self.junk = (Junk(key, "not JSON", self.revision, owner),)
+
     async def update(self, record: LeaseRecord, lease: Lease, owner: Owner, ttl_s: float = TTL_S) -> LeaseRecord:
         self.check()
+        if any((junk.key, junk.revision) == (record.key, record.revision) for junk in self.junk):
+            self.junk = ()
+            self.writes.append("update")
+            return self.put(lease, owner, ttl_s)
         if (now := self.records.get(record.key)) is None or now.revision != record.revision:
             raise Conflict("changed")
         self.writes.append("update")
@@ -269,14 +279,57 @@ async def test_our_new_address_is_no_usurper(place: Place):
     assert not place.membership.fenced and place.store.writes == ["update"]
 
 
-async def test_junk_under_our_key_fences_us_instead_of_going_round_for_ever(place: Place):
+@pytest.mark.parametrize("owner", [None, ME])
+async def test_junk_under_our_key_is_damage_and_the_lease_is_written_again(place: Place, owner: Owner | None):
     await place.join()
-    place.store.records.clear()
-    place.store.junk = (Junk(MINE.key, "not JSON"),)
+    place.store.spoil(MINE.key, owner)
+    await place.see()
+    assert await place.membership.publish(MINE)
+    assert not place.membership.fenced and place.store.writes == ["update"] and place.store.junk == ()
+    assert place.membership.junk == {} and place.membership.own == place.store.records[MINE.key]
+    assert "overwritten with something that is no lease (not JSON)" in place.lines[0]
+    assert not await place.membership.publish(MINE)
+
+
+async def test_junk_that_comes_again_fences_us_instead_of_going_round_for_ever(place: Place):
+    await place.join()
+    for _ in range(2):
+        place.store.spoil(MINE.key)
+        await place.see()
+        await place.membership.publish(MINE)
+    assert "something that is no lease, and comes again" in place.membership.fenced and place.store.writes == ["update"]
+    assert not await place.membership.publish(MINE)
+
+
+async def test_junk_much_later_is_another_damage(place: Place, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "AGAIN_S", 0.0)
+    await place.join()
+    for _ in range(3):
+        place.store.spoil(MINE.key)
+        await place.see()
+        await place.membership.publish(MINE)
+    assert not place.membership.fenced and place.store.writes == ["update"] * 3
+
+
+@pytest.mark.parametrize("owner", [OTHER, MY_CLONE])
+async def test_junk_that_another_has_signed_is_a_takeover(place: Place, owner: Owner):
+    await place.join()
+    place.store.spoil(MINE.key, owner)
     await place.see()
     await place.membership.publish(MINE)
-    assert "something that is no lease" in place.membership.fenced
-    assert place.store.snapshots == 2
+    assert place.membership.fenced and place.store.writes == []
+
+
+async def test_junk_that_became_another_nodes_lease_in_between_is_left_to_it(place: Place):
+    """What is written again is compared with what was seen."""
+    await place.join()
+    place.store.spoil(MINE.key)
+    await place.see()
+    place.store.junk = ()
+    taken = place.store.put(MINE, OTHER)
+    await place.membership.publish(MINE)
+    await place.membership.publish(MINE)
+    assert "belongs to b" in place.membership.fenced and place.store.records[MINE.key] == taken
 
 
 # ---- a store that is away -------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import random
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from tweed.addr import Prefix
 from tweed.agent.log import log
 from tweed.errors import Compacted, Conflict, StoreError
@@ -18,6 +20,7 @@ from tweed.stores import JUNK_MAX, MORE_JUNK, TTL_S, Event, LeaseStore, Snapshot
 
 BACKOFF_S = (0.1, 5.0)
 CLONE = "another machine named"
+AGAIN_S = 60.0  # whoever spoils our lease again so soon means it
 KEPT_S = 30.0  # an agent that runs writes its lease again within seconds
 
 
@@ -66,6 +69,7 @@ class Membership:
         self.read_at = 0.0
         self.revision = 0
         self.fenced = ""
+        self.mended_at = -AGAIN_S
         self.down_since: float | None = None
         self.down_at = 0.0
         self.down_why = ""
@@ -181,9 +185,10 @@ class Membership:
         """`record` is ours from now on."""
         self.own, self.read_at, self.fenced = record, boottime(), ""
         self.records[record.key] = record
+        self.junk.pop(record.key, None)
 
     async def publish(self, lease: Lease) -> bool:
-        """Make the store say `lease` for this node: create it again where it is gone, correct it, renew it in time. True when anything changed.
+        """Make the store say `lease` for this node: create it again where it is gone or spoiled, correct it, renew it in time. True when anything changed.
 
         Somebody else under our key fences this node: it stops writing and says so; what is programmed stays.
         """
@@ -192,11 +197,16 @@ class Membership:
             return False
         self.failed = False
         now = self.own_now
-        if (other := self._usurper(now, lease)) or (self.own.key in self.junk and not self.given):
-            self.fence(other or "something that is no lease")
+        junk = self.junk.get(self.own.key) if not self.given else None  # a store that gives takes a node's own over
+        if other := self._usurper(now, lease) or self._spoiler(junk):
+            self.fence(other)
             return True
         try:
-            if now is None:
+            if junk is not None:
+                log.warning("lease %s was overwritten with something that is no lease (%s): writing it again", lease, junk.why)
+                self.mended_at = boottime()
+                self.hold(await self.store.update(msgspec.structs.replace(self.own, revision=junk.revision), lease, self.owner, TTL_S))
+            elif now is None:
                 log.warning("lease %s is gone from the store: claiming it again", lease)
                 self.hold(await self.store.create(lease, self.owner, None if self.own.ttl_s is None else TTL_S))
             elif now.lease != lease or now.owner != self.owner or self.due or (now.revision != self.own.revision and now.ttl_s == UNKNOWN_S):
@@ -235,6 +245,14 @@ class Membership:
         if now.owner.node != self.owner.node:
             return now.owner.node
         return f"{CLONE} {now.owner.node}" if elsewhere or now.owner.boot_id != self.owner.boot_id else ""
+
+    def _spoiler(self, junk: Junk | None) -> str:
+        """Who has written what is no lease over ours and means it, "" when that was damage: then it is written again, over just that revision."""
+        if junk is None:
+            return ""
+        if junk.owner is not None and junk.owner != self.owner:
+            return junk.owner.node
+        return "something that is no lease, and comes again" if boottime() < self.mended_at + AGAIN_S else ""
 
     def _successor(self) -> str:
         """Who has our subnet under another key, which the store's comparison of keys does not see: with the other family beside it, or without."""

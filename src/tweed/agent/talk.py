@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from typing import TYPE_CHECKING
 
 from tweed.agent import claim
@@ -15,6 +16,8 @@ from tweed.wire.flannel import parse_network
 
 if TYPE_CHECKING:
     from tweed.agent.agent import Agent
+
+SHOWN = 1000  # characters of a configuration
 
 
 class StartOver(Exception):
@@ -62,15 +65,17 @@ class Talk:
             self.task.add_done_callback(self._talked)
 
     async def _talk(self, lease: Lease, look: bool) -> bool:
+        """True when there is something for another pass: to do, or to tell."""
         assert self.agent.membership is not None
+        before = dict(self.agent.problems)
         if look:
             await self.check_configuration()
-        if not await self.check_given():
-            return False
-        changed = await self.agent.membership.publish(lease)
-        if self.agent.ready:
-            await self._announce()
-        return changed
+        changed = False
+        if await self.check_given():
+            changed = await self.agent.membership.publish(lease)
+            if self.agent.ready:
+                await self._announce()
+        return changed or self.agent.problems != before
 
     def _talked(self, task: asyncio.Task[bool]) -> None:
         """Back in the loop: another pass where something changed, else only the next renewal is to be waited for."""
@@ -112,7 +117,10 @@ class Talk:
             text = await agent.store.config()
         except StoreError:
             return  # the watch says so already
-        if text is None or text == agent.network_text:
+        if text is None:
+            agent.problems["config"] = Problem("config-gone", agent.settings.store, gone(agent))
+            return
+        if text == agent.network_text:
             agent.problems.pop("config", None)
             return
         try:
@@ -130,3 +138,13 @@ class Talk:
             agent.network_text = text
             return
         raise StartOver("the network configuration changed")
+
+
+def gone(agent: Agent) -> str:
+    """What an operator should know and do where the configuration that this node works with is no longer in the store."""
+    if agent.settings.store == "kube":
+        how = f"mount the ConfigMap at {agent.settings.net_config_path} again"
+    else:
+        text = " ".join(agent.network_text.split())
+        how = f"tweed net init {shlex.quote(text) if len(text) <= SHOWN else '--file FILE'}"
+    return f"the network configuration is gone; the last one stays in force here, and a node that starts now waits for one: {how}"

@@ -166,12 +166,12 @@ class SqliteStore(NodesChoose):
         return Event(row.revision, read.key, read if isinstance(read, LeaseRecord) else None, read if isinstance(read, Junk) else None)
 
     def read_row(self, row: Row) -> LeaseRecord | Junk:
+        owner = None
         try:
-            lease = parse_lease(row.key.decode(), row.value or b"")
             owner = Owner(row.owner_node.decode(), (row.owner_boot_id or b"").decode()) if row.owner_node is not None else None
-            return LeaseRecord(lease, owner, row.revision, row.created, self.left_s(row))
+            return LeaseRecord(parse_lease(row.key.decode(), row.value or b""), owner, row.revision, row.created, self.left_s(row))
         except ValueError as error:
-            return Junk(printable(row.key), str(error))
+            return Junk(printable(row.key), str(error), row.revision, owner)
 
     def left_s(self, row: Row) -> float | None:
         """Seconds until the lease ends. Boot time within one boot: nobody can move that clock. Across boots there is only the wall's."""
@@ -192,13 +192,13 @@ class SqliteStore(NodesChoose):
         renewal = lease == record.lease and owner == record.owner
         with self.database.writing("NORMAL" if renewal else "FULL") as connection:
             self.sweep(connection)
-            row = connection.execute("SELECT revision, created, boot_id FROM lease WHERE key = ?", (record.key,)).fetchone()
+            row = connection.execute("SELECT revision, created FROM lease WHERE key = ?", (record.key,)).fetchone()
             if row is None:
                 raise Conflict(f"lease {record.lease} has ended or was released")
-            revision, created, boot_id = row
+            revision, created = row
             if revision != record.revision:
                 raise Conflict(f"lease {record.lease} was changed by somebody else")
-            return self.put(connection, lease, owner, None if boot_id is None else ttl_s, created)
+            return self.put(connection, lease, owner, None if record.ttl_s is None else ttl_s, created)
 
     def remove(self, record: LeaseRecord) -> None:
         with self.database.writing("FULL") as connection:

@@ -62,7 +62,7 @@ class Layout:
         try:
             return parse_lease(name.decode(), kv.value)
         except ValueError as error:
-            return Junk(printable(name), str(error))
+            return Junk(printable(name), str(error), kv.mod_revision)
 
 
 def record(lease: Lease, kv: KeyValue, owner: Owner | None) -> LeaseRecord:

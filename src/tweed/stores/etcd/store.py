@@ -69,11 +69,12 @@ class EtcdStore(NodesChoose):
         async for page in self.pages(self.layout.leases, revision):
             for kv in page.kvs:
                 read = self.layout.read(kv)
+                written, owner = owners.get(kv.key[len(self.layout.leases.start) :], (0, None))
+                owner = owner if written == kv.mod_revision else None
                 if isinstance(read, Lease):
-                    written, owner = owners.get(kv.key[len(self.layout.leases.start) :], (0, None))
-                    records.append(record(read, kv, owner if written == kv.mod_revision else None))
+                    records.append(record(read, kv, owner))
                 elif len(junk) < JUNK_MAX:
-                    junk.append(read)
+                    junk.append(msgspec.structs.replace(read, owner=owner))
                 else:
                     more += 1
         return Snapshot(revision, tuple(records), (*junk, *([more_junk(more)] if more else [])))
@@ -216,6 +217,8 @@ class Batch:
         return events
 
     def owned(self, event: Event, owner: Owner | None) -> Event:
+        if owner is not None and event.junk is not None:
+            return msgspec.structs.replace(event, junk=msgspec.structs.replace(event.junk, owner=owner))
         if owner is None or event.record is None:
             return event
         r = event.record
