@@ -57,6 +57,21 @@ def test_a_new_address_is_published_and_followed_without_a_new_device(cluster: C
     assert a.status()["subnet"] == subnet and device_number(a) == numbers
 
 
+def test_an_ipv6_address_that_the_kernel_drops_is_missed_and_not_given_up(cluster: Cluster) -> None:
+    """Setting the link down drops it, and leaves a link-local one, which would reach nobody beyond the link."""
+    a, b = cluster.nodes
+    before, lease = a.tables(), a.status()["lease"]["revision"]
+    a.sh("ip link set ens33 down; ip link set ens33 up")
+    wait_for(lambda: any("has lost fd00:192::1, by which" in problem["text"] for problem in a.status()["problems"]), "it is said")
+    assert a.status()["ready"] and a.tables() == before and knows(b, "fd00:192::1") and a.status()["lease"]["revision"] == lease
+    a.sh("ip addr add fd00:192::1/64 dev ens33 nodad")
+    wait_for(lambda: well(cluster), "all is well")
+    ends = [str(node.status()["subnet6"]).split("/")[0] for node in (a, b)]
+    with Stream(a, ends[0], b, ends[1]) as stream:
+        wait_for(lambda: len(stream.came) > 3, "it flows")
+    assert a.tables() == before
+
+
 def test_a_renamed_interface_is_still_the_one(cluster: Cluster) -> None:
     """The flag names it as it was called at the start."""
     a, b = cluster.nodes

@@ -6,7 +6,21 @@ import pytest
 from tweed.addr import Prefix, format_address, parse_address
 from tweed.errors import KernelError, UsageError
 from tweed.model import InterfaceAddress, Link, Route
-from tweed.plan.underlay import DADFAILED, DEPRECATED, PERMANENT, TEMPORARY, TENTATIVE, Host, NoUnderlay, Way, Wish, choose_underlay, keep_underlay
+from tweed.plan.underlay import (
+    DADFAILED,
+    DEPRECATED,
+    PERMANENT,
+    TEMPORARY,
+    TENTATIVE,
+    Host,
+    NoUnderlay,
+    Way,
+    Wish,
+    choose_underlay,
+    keep_underlay,
+    lost,
+    not_demoted,
+)
 
 P, A = Prefix.parse, parse_address
 
@@ -254,6 +268,22 @@ def test_an_address_that_moved_to_a_bridge_is_gone_unless_it_may_be_anywhere():
     bridged = msgspec.structs.replace(HOST, links=(*HOST.links, Link("br0", 9, mtu=1500)), addresses=moved)
     assert keep_underlay(now, bridged) is None
     assert keep_underlay(now, bridged, {A("192.168.2.200")}) == now
+
+
+def test_a_family_that_has_only_a_link_local_address_left_keeps_what_others_know():
+    """The kernel drops IPv6 addresses when a link is set down."""
+    now = choose((4, 6), iface=("ens33",))
+    left = tuple(a for a in HOST.addresses if a.address not in (P("fd00:192::200/64"), P("192.168.2.200/24")))
+    host = msgspec.structs.replace(HOST, addresses=left)
+    assert keep_underlay(now, host) is None
+    chosen = choose_underlay(Wish((4, 6), iface=("ens33",)), host, reach)
+    assert (chosen.local, chosen.local6) == (A("192.168.2.250"), A("fe80::1"))
+    followed = not_demoted(now, chosen)
+    assert (followed.local, followed.local6) == (A("192.168.2.250"), A("fd00:192::200"))  # IPv4 goes on with the other global one
+    assert lost(followed, host) == "ens33 has lost fd00:192::200, by which other nodes know this one: give it back"
+    assert lost(now, HOST) == "" and lost(chosen, host) == ""
+    assert not_demoted(chosen, chosen) == chosen  # who had nothing better goes on with it
+    assert not_demoted(msgspec.structs.replace(now, local6=None), chosen).local6 == A("fe80::1")
 
 
 def test_a_link_local_address_gives_way():

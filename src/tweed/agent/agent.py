@@ -150,8 +150,8 @@ class Agent:
             return
         self.problems.pop("underlay", None)
         self.ears.underlay = underlay.index
-        if down := self.site.down(underlay.device):
-            self.problems["underlay"] = Problem("underlay", underlay.device, down)
+        if wrong := self.site.down(underlay.device) or self.site.lost(underlay):
+            self.problems["underlay"] = Problem("underlay", underlay.device, wrong)
         if underlay != self.underlay:
             log.info("the underlay changed: %s", underlay)
             self.underlay = underlay

@@ -18,7 +18,7 @@ from tweed.model import Owner
 from tweed.plan.device import TUN_DEVICE
 from tweed.plan.docker import Bridge, bridge_problems
 from tweed.plan.screen import Problem
-from tweed.plan.underlay import Host, Underlay, Way, Wish, choose_underlay, keep_underlay
+from tweed.plan.underlay import Host, Underlay, Way, Wish, choose_underlay, keep_underlay, lost, not_demoted
 from tweed.stores import Given
 from tweed.wire.flannel import Network, device_name, host_overlaps
 
@@ -58,7 +58,12 @@ class Site:
         wish = with_node_ip(Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6, self.network.networks), self.given)
         if now is not None and (kept := keep_underlay(now, host, {a for a in (wish.public_ip, wish.public_ip6) if a is not None})) is not None:
             return kept
-        return choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
+        chosen = choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
+        return chosen if now is None else not_demoted(now, chosen)
+
+    def lost(self, underlay: Underlay) -> str:
+        """What is to be said of addresses in use that this host does not have, "" where it has all."""
+        return lost(underlay, self.host())
 
     def down(self, device: str) -> str:
         """What is to be said of an underlay that carries nothing now, "" while it does."""

@@ -19,6 +19,7 @@ from tweed.model import InterfaceAddress, Link, Route
 SCOPE_LINK = 253  # RT_SCOPE_LINK; a larger number is a smaller scope
 # linux/if_addr.h IFA_F_…; of IPv4 the lowest bit means "secondary" instead.
 TEMPORARY, DADFAILED, DEPRECATED, TENTATIVE, PERMANENT = 0x01, 0x08, 0x20, 0x40, 0x80
+LINK_LOCALS = (Prefix.parse("169.254.0.0/16"), Prefix.parse("fe80::/10"))
 # What VirtualBox's NAT and QEMU's user network give the first guest of every machine.
 GUEST = parse_address("10.0.2.15")
 
@@ -144,6 +145,28 @@ def keep_underlay(now: Underlay, host: Host, aside: Collection[bytes] = ()) -> U
     if not {now.local, now.local6} - {None} <= there:
         return None
     return msgspec.structs.replace(now, device=link.name, index=link.index, mtu=link.mtu)
+
+
+def not_demoted(now: Underlay, chosen: Underlay) -> Underlay:
+    """The new choice, where a family that has only a link-local address left keeps the one by which others know this node.
+
+    A kernel drops an interface's IPv6 addresses when its link is set down, and somebody is to give them back. Nobody beyond the link
+    reaches a link-local one, and on it the kernel takes the first fe80::/64 route, whichever device that is.
+    """
+    kept = {
+        name: old for name in ("local", "local6") if (old := getattr(now, name)) is not None and is_link_local(getattr(chosen, name)) and not is_link_local(old)
+    }
+    return msgspec.structs.replace(chosen, **kept)
+
+
+def is_link_local(address: bytes | None) -> bool:
+    return address is not None and any(prefix.contains(address) for prefix in LINK_LOCALS)
+
+
+def lost(underlay: Underlay, host: Host) -> str:
+    """What is to be said of addresses in use that the host does not have, "" where it has all."""
+    gone = [format_address(a) for a in (underlay.local, underlay.local6) if a is not None and host.owner(a) is None]
+    return f"{underlay.device} has lost {' and '.join(gone)}, by which other nodes know this one: give it back" if gone else ""
 
 
 def _choose(wish: Wish, host: Host, reach: Callable[[bytes], Way]) -> Choice:
