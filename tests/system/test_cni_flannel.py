@@ -221,6 +221,25 @@ def test_a_node_given_back_to_flannel(node, boxes):
     assert not ping([(boxes[1].name, ours["ips"][0]["address"].partition("/")[0])])
 
 
+@pytest.mark.parametrize("theirs", [False, True], ids=["alone", "beside containers of flannel's"])
+def test_a_node_given_back_taken_over_again_and_left(node, boxes, theirs):
+    """Of what we made the first time nothing stays behind, unless somebody uses it: then that is said."""
+    runtime = drop_in(node)
+    runtime.add(conflist(SHIPPED), "ours", boxes[0].path)
+    config = generated(node, SHIPPED) | {"ipMasq": False}
+    assert node.tweed("cleanup", "--to-flannel", *node.flags).returncode == 0
+    node.end()
+    if theirs:
+        Runtime(node).add({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [config]}, "theirs", boxes[1].path)
+    node.start()
+    assert {pod["container_id"] for pod in call(node.socket, "GET", "/v1/attachments")} == {"ours"}
+    done = node.tweed("cleanup", *node.flags)
+    assert done.returncode == 0 and "detached 1 containers" in done.stdout, done.stdout + done.stderr
+    node.end()
+    assert ("left cni0: devices of others are on it" in done.stdout) == theirs == ("cni0" in node.sh("ip link"))
+    assert "eth0" not in boxes[0].sh("ip link") and ("eth0" in boxes[1].sh("ip link")) == theirs
+
+
 @pytest.mark.parametrize(("name", "words"), [("flannel", ("--flannel",)), ("tweed", ())])
 def test_somebody_elses_plugin_is_kept_and_brought_back(node, name, words):
     """Also as a symbolic link, also the one that somebody put there after us: flannel's own DaemonSet copies its plugin at each start."""

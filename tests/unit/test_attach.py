@@ -34,7 +34,7 @@ def test_the_commands_for_a_first_container():
     veth = attachment.host_name
     assert attach.commands(attach.steps(attachment, ONE, Facts(bridge=None)), "/run/netns/pod") == [
         "ip link add cni0 address 0a:58:0a:f4:01:01 mtu 1450 type bridge",
-        "ip link set cni0 addrgenmode none",
+        "ip link set cni0 addrgenmode none alias 'tweed'",
         "sysctl -w net/ipv6/conf/cni0/accept_ra=0",
         "ip addr replace 10.244.1.1/24 dev cni0",
         "ip link set cni0 up",
@@ -294,7 +294,7 @@ def test_a_bridge_that_is_gone_comes_back_with_its_ports():
     gone = [msgspec.structs.replace(port, master=0, hairpin=None) for port in (first, second)]
     assert mending([one, two], None, gone, frozenset()) == [
         "ip link add cni0 address 0a:58:0a:f4:01:01 mtu 1450 type bridge",
-        "ip link set cni0 addrgenmode none",
+        "ip link set cni0 addrgenmode none alias 'tweed'",
         "ip addr replace 10.244.1.1/24 dev cni0",
         "ip link set cni0 up",
         f"ip link set {one.host_name} master cni0",

@@ -172,6 +172,8 @@ class Attachments:
             elif (link := links.link(self.nl, name)) is not None and link.index == bridge.index:
                 continue
             del ledger.bridges[name]
+        made = (link for link in links.links(self.nl, "bridge") if link.alias == plan.BRIDGE_ALIAS and link.name not in ledger.bridges)
+        ledger.bridges |= {link.name: Bridge(link.index) for link in made}
         self._adopt(present.values())
         ledger.save()
 
@@ -184,21 +186,28 @@ class Attachments:
             self.ledger.entries[entry.key] = entry
             log.warning("container %s with %s was not in %s: written down again from %s", entry.container_id, entry.addresses_text, self.ledger.path, link.name)
 
-    def remove_all(self) -> None:
-        """Detach all containers and take back what was done to the node's bridges: ours are deleted, others become as they were."""
+    def remove_all(self) -> tuple[str, ...]:
+        """Detach all containers and take back what was done to the node's bridges: ours are deleted, others become as they were.
+
+        Returns those of ours that stay, since somebody else's devices are on them.
+        """
         for container_id, ifname in [*self.ledger.entries]:
             self.detach(container_id, ifname)
+        left = []
         for name, bridge in self.ledger.bridges.items():
             link = links.link(self.nl, name)
             if link is None or bridge.index not in (None, link.index):
                 continue
-            if bridge.ours:
+            if bridge.ours and any(port.master == link.index for port in links.links(self.nl)):
+                left.append(name)
+            elif bridge.ours:
                 links.delete_link(self.nl, name)
             else:
                 self._change(*(Change("delete", InterfaceAddress(name, Prefix.parse(text))) for text in bridge.addresses))
                 links.set_link(self.nl, name, mtu=bridge.mtu, up=bridge.up)
         self.ledger.bridges = {}
         self.ledger.remove()
+        return tuple(left)
 
     # ---- attaching -----------------------------------------------------------------------------------------------
 

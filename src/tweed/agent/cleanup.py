@@ -37,9 +37,11 @@ def clean(settings: Settings, *, keep_lease: bool) -> Iterator[str]:
         notes = files.Notes(settings.state_dir / "notes.json")
         attachments = Attachments(settings.state_dir / "attachments.json", netlink)
         attached = len(attachments.list())
-        attachments.remove_all()
+        left = attachments.remove_all()
         if attached:
             yield f"detached {attached} containers"
+        for name in left:
+            yield f"left {name}: devices of others are on it"
         yield from undo_firewall(notes)
         yield from _routes(netlink, [Prefix.parse(text) for text in notes.noted.networks])
         for name in notes.noted.devices:

@@ -23,6 +23,7 @@ from tweed.wire.packet import tables as packet
 SCOPE_LINK = 253
 LINK_LOCAL = Prefix(b"\xfe\x80" + bytes(14), 10)
 ALIAS_MAX = 255  # bytes: IFALIASZ, linux/if.h
+BRIDGE_ALIAS = "tweed"  # a bridge that was made here, whatever the ledger has lost
 ALL_NODES = bytes.fromhex("ff02" + "00" * 13 + "01")
 
 # ---- steps ------------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def bridge_steps(network: NodeNetwork, facts: Facts) -> tuple[Step, ...]:
     if bridge is None:
         # Without an explicit MAC a bridge takes the lowest of its ports', and changes it under the containers as they come and go.
         mac = mac_of(gateways(network)[0].address)
-        steps += [Step(CreateBridge(name, mac, network.mtu), DeleteLink(name)), Step(SetLink(name, no_link_local=True)), *quiet]
+        steps += [Step(CreateBridge(name, mac, network.mtu), DeleteLink(name)), Step(SetLink(name, no_link_local=True, alias=BRIDGE_ALIAS)), *quiet]
     elif bridge.kind != "bridge":
         raise Refused(f"{name} is a {bridge.kind or 'physical'} device here, not a bridge: remove it, or choose another name for the bridge")
     elif bridge.mtu != network.mtu:
