@@ -13,6 +13,7 @@ typedef int s32;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+#define KERNEL_FUNCTION __attribute__((section(".ksyms"), weak)) /* no kernel need have it where it is not called */
 
 /* ---- maps, as libbpf reads them from the object's BTF ---- */
 
@@ -30,6 +31,20 @@ static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *
 static void *(*const ringbuf_reserve)(void *ringbuf, u64 size, u64 flags) = (void *)131;
 static void (*const ringbuf_submit)(void *data, u64 flags) = (void *)132;
 static long (*const print_to)(char *to, u32 size, const char *format, u64 *values, u32 values_size) = (void *)165;
+
+/* ---- a packet that lies in several places, Linux 6.4; tracepoints may use it since 6.12 ---- */
+
+struct __sk_buff {
+	u32 len;
+};
+
+struct bpf_dynptr {
+	u64 words[2];
+};
+
+extern int bpf_dynptr_from_skb(struct __sk_buff *skb, u64 flags, struct bpf_dynptr *to) KERNEL_FUNCTION;
+static long (*const loop)(u32 times, void *function, void *context, u64 flags) = (void *)181;
+static long (*const dynptr_read)(void *to, u64 size, const struct bpf_dynptr *from, u64 offset, u64 flags) = (void *)201;
 
 /* ---- the kernel's structures ---- */
 
@@ -65,6 +80,7 @@ struct sk_buff {
 	struct net_device *dev;
 	struct sock *sk;
 	u32 len;
+	u32 data_len; /* of it, what is not between `data` and `tail` */
 	u32 tail; /* offsets from `head`, as on every 64-bit kernel */
 	u16 protocol;
 	u16 network_header;

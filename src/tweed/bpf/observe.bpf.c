@@ -21,8 +21,16 @@
 #define ADDRESSES 8
 #define DATA 256
 #define ENOUGH 64 /* IPv6, a fragment header, and the start of what follows */
+#define BURST 64  /* datagrams that UDP_SEGMENT and UDP_GRO put together at most (UDP_MAX_SEGMENTS) */
+#define OUTER 64  /* bytes for Ethernet, IPv4 and UDP headers around a burst */
+#define SAMPLE 72 /* of a packet in it, to know the probe by: an ICMP error, and the start of what it quotes */
 
 enum kind { QUEUED = 1, RECEIVED, DROPPED, ICMP_SENT, ROUTED, ROUTED6 };
+enum flags { SIX = 1, SCATTERED = 2 }; /* IPv6; not all of it is between `data` and `tail` */
+enum found { NO, YES, ELSEWHERE };     /* ELSEWHERE: it carries IP packets that are to be read otherwise */
+
+/* Whether what reads scattered packets is to be there at all: set before the programs are loaded. */
+const volatile u32 scattered SEC(".rodata.scattered") = 0;
 
 struct tunnel {
 	u16 port; /* network byte order; 0: none */
@@ -46,7 +54,7 @@ struct event {
 	u32 kind, cpu, netns, ifindex;
 	u32 length;    /* of the packet from `data` on, as far as the kernel counts it here */
 	s32 code;      /* drop reason; ICMP type and code; a look-up's error */
-	u32 table;     /* of a look-up */
+	u32 table;     /* of a look-up; else the size of the burst that the packet is part of, 0 for none */
 	u16 captured;  /* bytes of `data` that are the packet's */
 	u16 network;   /* where in `data` its IP header begins */
 	char device[16];
@@ -104,21 +112,35 @@ INLINE void remember_piece(u32 id, u32 proto)
 	map_update(&pieces, &key, &yes, 0);
 }
 
+/* Whether IP packets are behind this UDP header. */
+INLINE int carries_ip(const struct wanted *want, const u8 *udp)
+{
+	u16 port;
+
+	if (read_kernel(&port, 2, udp + 2))
+		return 0;
+#pragma unroll
+	for (int i = 0; i < PORTS; i++)
+		if (want->tunnels[i].port && want->tunnels[i].port == port && !want->tunnels[i].skip)
+			return 1;
+	return 0;
+}
+
 /* Whether the IP packet at offset `at` of the buffer is the probe, holds it or quotes it. */
-static __attribute__((noinline)) int is_probe(const struct wanted *want, const u8 *head, u32 at, u32 end, int six)
+static __attribute__((noinline)) int is_probe(const struct wanted *want, const u8 *head, u32 at, u32 end, u32 flags)
 {
 	u8 h[ENOUGH];
-	u32 id = 0, first_id = 0, first_proto = 0;
+	u32 id = 0, first_id = 0, first_proto = 0, six = flags & SIX;
 	u64 nonce;
 
 	for (int layer = 0; layer < LAYERS; layer++) {
 		u32 size = six ? 40 : 20, proto, offset = 0, more = 0, inner = 0;
 
 		if (at + size + 8 > end)
-			return 0;
+			return NO;
 		if (six) {
 			if (read_kernel(h, 56, head + at))
-				return 0;
+				return NO;
 			proto = h[6];
 			if (proto == FRAGMENT) {
 				proto = h[40];
@@ -129,7 +151,7 @@ static __attribute__((noinline)) int is_probe(const struct wanted *want, const u
 			}
 		} else {
 			if (read_kernel(h, 20, head + at))
-				return 0;
+				return NO;
 			size = (h[0] & 15) * 4;
 			proto = h[9];
 			offset = (h[6] << 8 | h[7]) & 0x1fff;
@@ -143,11 +165,13 @@ static __attribute__((noinline)) int is_probe(const struct wanted *want, const u
 			first_proto = proto;
 		}
 		at += size;
+		if (flags & SCATTERED && !layer && proto == UDP && !more && at + 8 <= end && carries_ip(want, head + at))
+			return ELSEWHERE;
 		if (at + 16 > end)
-			return 0;
+			return NO;
 		if (proto == UDP) {
 			if (read_kernel(h, 4, head + at))
-				return 0;
+				return NO;
 #pragma unroll
 			for (int i = 0; i < PORTS; i++)
 				if (want->tunnels[i].port && want->tunnels[i].port == half(h + 2))
@@ -155,34 +179,34 @@ static __attribute__((noinline)) int is_probe(const struct wanted *want, const u
 			if (inner) {
 				at += inner;
 				if (at + 20 > end || read_kernel(h, 1, head + at))
-					return 0;
+					return NO;
 				six = h[0] >> 4 == 6;
 				continue;
 			}
 		} else if (proto == ICMP || proto == ICMPV6) {
 			if (read_kernel(h, 1, head + at))
-				return 0;
+				return NO;
 			if (proto == ICMP ? h[0] == 3 || h[0] == 5 || h[0] == 11 || h[0] == 12 : h[0] < 128) {
 				at += 8;
 				continue;
 			}
 		} else if (proto == TCP) {
 			if (want->proto != TCP || read_kernel(h, 12, head + at))
-				return 0;
+				return NO;
 			nonce = word(h) | (u64)word(h + 4) << 32;
 			if (nonce != want->nonce && (word(h) != want->answer_ports || word(h + 8) != want->answer_ack))
-				return 0;
+				return NO;
 			goto yes;
 		}
 		if (proto != want->proto || read_kernel(&nonce, 8, head + at + 8) || nonce != want->nonce)
-			return 0;
+			return NO;
 		goto yes;
 	}
-	return 0;
+	return NO;
 yes:
 	if (first_proto)
 		remember_piece(first_id, first_proto);
-	return 1;
+	return YES;
 }
 
 INLINE struct event *begin(u32 kind)
@@ -218,20 +242,20 @@ INLINE u32 data_at(struct sk_buff *skb)
 	return at;
 }
 
-/* `at`: where the IP header is, as an offset from skb->head. */
-INLINE int tell(struct sk_buff *skb, struct net_device *dev, u32 kind, u32 at, s32 code, void *function)
+/* Where the frame begins: with its MAC header, where it has one. */
+INLINE u32 frame_at(struct sk_buff *skb, u32 network)
+{
+	u32 mac = skb->mac_header;
+
+	return mac != 0xffff && mac < network && network - mac <= 32 ? mac : network;
+}
+
+INLINE struct event *begin_packet(struct sk_buff *skb, struct net_device *dev, u32 kind, s32 code, void *function)
 {
 	static const char symbol[] = "%pS";
-	u32 none = 0, end = skb->tail, from = at, size, mac;
-	const struct wanted *want = map_lookup(&wanted, &none);
-	const u8 *head = skb->head;
-	u16 protocol = skb->protocol;
+	struct event *e = begin(kind);
 	struct sock *sk;
-	struct event *e;
 
-	if (!want || !want->proto || (protocol != ETH_IPV4 && protocol != ETH_IPV6) || !is_probe(want, head, at, end, protocol == ETH_IPV6))
-		return 0;
-	e = begin(kind);
 	if (!e)
 		return 0;
 	e->skb = (u64)skb;
@@ -241,9 +265,100 @@ INLINE int tell(struct sk_buff *skb, struct net_device *dev, u32 kind, u32 at, s
 		name_device(e, dev);
 	else if (sk) /* what a socket sends has no device before it is routed */
 		e->netns = sk->__sk_common.skc_net.net->ns.inum;
-	mac = skb->mac_header;
-	if (mac != 0xffff && mac < at && at - mac <= 32)
-		from = mac;
+	if (function) {
+		u64 values[] = {(u64)function};
+
+		print_to(e->function, sizeof(e->function), symbol, values, sizeof(values));
+	}
+	return e;
+}
+
+/* A buffer of several datagrams. `offset`: of the packet that is next, and `end`, from `data` on; `outer`: bytes of the headers before it.
+ * `length`: of all of it with these headers. */
+struct burst {
+	const struct wanted *want;
+	struct sk_buff *skb;
+	struct net_device *dev;
+	void *function;
+	struct bpf_dynptr packet;
+	u32 kind, from, network, outer, offset, end, length;
+	s32 code;
+};
+
+/* Tells of one packet in it, if that is the probe, as of the frame that it is on the wire. 1 at the end. */
+static long tell_next(u64 number, struct burst *burst)
+{
+	u8 h[SAMPLE];
+	u32 offset = burst->offset, outer = burst->outer, size, total;
+	struct event *e;
+
+	if (offset + 28 > burst->end || dynptr_read(h, 28, &burst->packet, offset, 0))
+		return 1;
+	total = h[2] << 8 | h[3];
+	if (h[0] >> 4 != 4 || total < 28 || offset + total > burst->end)
+		return 1;
+	burst->offset = offset + total;
+	size = total < SAMPLE ? total : SAMPLE;
+	if (dynptr_read(h, size, &burst->packet, offset, 0) || is_probe(burst->want, h, 0, size, 0) != YES)
+		return 0;
+	e = begin_packet(burst->skb, burst->dev, burst->kind, burst->code, burst->function);
+	if (!e)
+		return 1;
+	e->network = burst->network;
+	e->length = outer + total;
+	if (outer + total != burst->length)
+		e->table = burst->length;
+	size = total < DATA - OUTER ? total : DATA - OUTER;
+	if (outer <= OUTER && !read_kernel(e->data, outer, burst->skb->head + burst->from) && !dynptr_read(e->data + outer, size, &burst->packet, offset, 0))
+		e->captured = outer + size;
+	ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* What a process sends or receives at once (UDP_SEGMENT, UDP_GRO) is one buffer: the IP packets that its datagrams carry lie behind each other, in
+ * pages of their own. */
+INLINE void tell_each(const struct wanted *want, struct sk_buff *skb, struct net_device *dev, u32 kind, u32 at, s32 code, void *function)
+{
+	struct burst burst = {.want = want, .skb = skb, .dev = dev, .function = function, .kind = kind, .code = code, .end = skb->len};
+	u8 first;
+
+	if (read_kernel(&first, 1, skb->head + at) || bpf_dynptr_from_skb((struct __sk_buff *)skb, 0, &burst.packet))
+		return;
+	burst.from = frame_at(skb, at);
+	burst.network = at - burst.from;
+	burst.outer = burst.network + (first & 15) * 4 + 8;
+	burst.offset = burst.from + burst.outer - data_at(skb); /* `data` is nowhere behind the UDP header */
+	burst.length = burst.outer + burst.end - burst.offset;
+	loop(BURST, tell_next, &burst, 0);
+}
+
+/* `at`: where the IP header is, as an offset from skb->head. */
+INLINE int tell(struct sk_buff *skb, struct net_device *dev, u32 kind, u32 at, s32 code, void *function)
+{
+	u32 none = 0, end = skb->tail, from, size, flags = 0;
+	const struct wanted *want = map_lookup(&wanted, &none);
+	const u8 *head = skb->head;
+	u16 protocol = skb->protocol;
+	struct event *e;
+	int found;
+
+	if (!want || !want->proto || (protocol != ETH_IPV4 && protocol != ETH_IPV6))
+		return 0;
+	if (protocol == ETH_IPV6)
+		flags = SIX;
+	else if (scattered && kind != ICMP_SENT && skb->data_len)
+		flags = SCATTERED;
+	found = is_probe(want, head, at, end, flags);
+	if (found == NO)
+		return 0;
+	if (scattered && kind != ICMP_SENT && found == ELSEWHERE) {
+		tell_each(want, skb, dev, kind, at, code, function);
+		return 0;
+	}
+	e = begin_packet(skb, dev, kind, code, function);
+	if (!e)
+		return 0;
+	from = frame_at(skb, at);
 	e->network = at - from;
 	e->length = skb->len + data_at(skb) - from;
 	size = end - from;
@@ -251,11 +366,6 @@ INLINE int tell(struct sk_buff *skb, struct net_device *dev, u32 kind, u32 at, s
 		size = DATA;
 	if (size && !read_kernel(e->data, size, head + from))
 		e->captured = size;
-	if (function) {
-		u64 values[] = {(u64)function};
-
-		print_to(e->function, sizeof(e->function), symbol, values, sizeof(values));
-	}
 	ringbuf_submit(e, 0);
 	return 0;
 }

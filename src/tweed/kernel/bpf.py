@@ -17,7 +17,7 @@ from struct import Struct
 from tweed.errors import KernelError
 
 LIBRARY = "libbpf.so.1"
-BTF_ENUM, BTF_TYPEDEF = 6, 8
+BTF_ENUM, BTF_TYPEDEF, BTF_FUNC = 6, 8, 12
 BPF_ENABLE_STATS, BPF_MAP_UPDATE_ELEM, BPF_OBJ_GET_INFO_BY_FD = 32, 2, 15
 SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 ATTRIBUTES = 128  # bytes of union bpf_attr that the kernel gets to see; what is behind those that a command has must be 0
@@ -26,6 +26,7 @@ ATTRIBUTES = 128  # bytes of union bpf_attr that the kernel gets to see; what is
 BTF_TYPE = Struct("=III")
 BTF_MEMBER = Struct("=Ii")
 UPDATE = Struct("=I4xQQQ")
+SWITCH = Struct("=I")
 INFO = Struct("=IIQ")
 RECORD = Struct("=II")
 BUSY, DISCARD = 1 << 31, 1 << 30
@@ -48,6 +49,8 @@ def library() -> ctypes.CDLL:
         "bpf_object__close": (None, [pointer]),
         "bpf_object__find_program_by_name": (pointer, [pointer, text]),
         "bpf_object__find_map_fd_by_name": (ctypes.c_int, [pointer, text]),
+        "bpf_object__find_map_by_name": (pointer, [pointer, text]),
+        "bpf_map__set_initial_value": (ctypes.c_int, [pointer, text, ctypes.c_size_t]),
         "bpf_program__attach": (pointer, [pointer]),
         "bpf_program__fd": (ctypes.c_int, [pointer]),
         "bpf_program__set_autoload": (ctypes.c_int, [pointer, ctypes.c_bool]),
@@ -83,6 +86,9 @@ class Btf:
     def has_tracepoint(self, name: str) -> bool:
         return bool(library().btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), BTF_TYPEDEF) > 0)
 
+    def has_function(self, name: str) -> bool:
+        return bool(library().btf__find_by_name_kind(self._btf, name.encode(), BTF_FUNC) > 0)
+
     def enum(self, name: str) -> dict[int, str]:
         """The names of an enum's values, {} when there is no such enum."""
         number = library().btf__find_by_name_kind(self._btf, name.encode(), BTF_ENUM)
@@ -97,10 +103,11 @@ class Btf:
 class Programs:
     """The programs of an object file, loaded and attached until `close`; a context manager.
 
-    `without`: names of programs that this kernel has no place for. Raises KernelError: EPERM without CAP_BPF and CAP_PERFMON.
+    `without`: names of programs that this kernel has no place for. `on`: switches in the source (`.rodata.NAME`) that are set; what is behind the
+    others is not even verified. Raises KernelError: EPERM without CAP_BPF and CAP_PERFMON, EACCES when the kernel's verifier refuses a program.
     """
 
-    def __init__(self, path: Path, names: tuple[str, ...], without: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, names: tuple[str, ...], without: tuple[str, ...] = (), on: tuple[str, ...] = ()) -> None:
         call = library()
         self._links: list[int] = []
         self._object = call.bpf_object__open_file(str(path).encode(), None)
@@ -109,6 +116,10 @@ class Programs:
         try:
             for name in without:
                 call.bpf_program__set_autoload(call.bpf_object__find_program_by_name(self._object, name.encode()), False)
+            for name in on:
+                switch = call.bpf_object__find_map_by_name(self._object, f".rodata.{name}".encode())
+                if call.bpf_map__set_initial_value(switch, SWITCH.pack(1), SWITCH.size) < 0:
+                    raise refused(f"set {name}")
             if (result := call.bpf_object__load(self._object)) < 0:
                 raise KernelError(f"load {path.name}", -result, os.strerror(-result))
             self.programs: dict[str, int] = {}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from struct import Struct
 
+from tweed.errors import KernelError
 from tweed.kernel.bpf import Btf, Programs, RingBuffer, update
 from tweed.trace.events import Event, decode
 from tweed.wire.packet import INNER_AT, Carried
 
 OBJECT = "observe.bpf.o"
+READS_SCATTERED = "bpf_dynptr_from_skb"
 # Program of observe.bpf.c: its tracepoint.
 PROGRAMS = {
     "queued": "net_dev_queue",
@@ -29,15 +32,24 @@ TUNNEL, WORD = Struct(">H"), Struct("=H")
 class Tracer:
     """Attached from the moment this is made until `close`, or until the process ends, however it ends. A context manager.
 
+    `bursts`: look into buffers of several datagrams too, which a process sends or receives at once (flannel's UDP mode). It is false afterwards
+    where the kernel lets no tracepoint do that (before Linux 6.12).
     Raises KernelError: EPERM without CAP_BPF and CAP_PERFMON, ENOENT where kernel or libbpf lack what it takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bursts: bool = False) -> None:
         with Btf() as btf:
             self.reasons = btf.enum("skb_drop_reason")
             without = tuple(name for name, tracepoint in PROGRAMS.items() if not btf.has_tracepoint(tracepoint))
+            self.bursts = bursts and btf.has_function(READS_SCATTERED)
         with resources.as_file(resources.files("tweed.bpf") / OBJECT) as path:
-            self._programs = Programs(Path(path), tuple(PROGRAMS), without)
+            try:
+                self._programs = Programs(Path(path), tuple(PROGRAMS), without, ("scattered",) if self.bursts else ())
+            except KernelError as error:
+                if not self.bursts or error.errno not in (errno.EACCES, errno.EINVAL):
+                    raise
+                self.bursts = False  # Linux 6.4 to 6.11 have the function, for other programs
+                self._programs = Programs(Path(path), tuple(PROGRAMS), without)
         try:
             self._ring = RingBuffer(self._programs.map("events"), BUFFER)
         except BaseException:

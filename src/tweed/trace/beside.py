@@ -22,9 +22,12 @@ from tweed.trace.result import Seen, Step, Walk
 from tweed.trace.sights import Leg, Sight, is_error, later_piece
 from tweed.wire.packet import decode
 
-# Frees that are a matter of course: a socket's queue thrown away, a reply that no datagram socket asked for, a packet socket's filter.
+# Frees that are a matter of course: a socket's queue thrown away, a fragment together with the packet that it was joined to, a reply that no
+# datagram socket asked for, a packet socket's filter.
 NORMAL_REASONS = ("QUEUE_PURGE", "SOCKET_FILTER", "CONSUMED", "NOT_DROPPED_YET", "SOCKET_CLOSE")
-NORMAL_FUNCTIONS = ("ping_rcv", "packet_rcv", "tpacket_rcv", "raw_rcv", "rawv6_rcv")
+NORMAL_FUNCTIONS = ("skb_release_data", "ping_rcv", "packet_rcv", "tpacket_rcv", "raw_rcv", "rawv6_rcv")
+# Fields that are of all datagrams together until they are cut.
+OF_THE_BURST = ("outer IPv4 total_length", "outer IPv4 checksum", "outer UDP length", "outer UDP checksum")
 SOURCES = {"icmp": "id", "icmpv6": "id", "udp": "src_port", "tcp": "src_port"}
 ERRNO_TABLES = {-11: "no row", -22: "blackhole", -13: "prohibit", -113: "unreachable", -101: "unreachable"}
 
@@ -233,6 +236,8 @@ def of_event(sight: Sight, began_ns: int, hop_us: float | None, differs: tuple[s
         text = f"ICMP type {event.code >> 8} code {event.code & 255}"
     elif sight.packet is not None and is_error(sight.packet):
         text = next((str(layer) for layer in sight.packet.layers if layer.name in ("icmp", "icmpv6")), "")
+    if event.burst:
+        text = f"{text} in a burst of {event.burst} bytes".strip()
     shown = "packet" if event.kind == CAPTURED else TRACEPOINTS[event.kind]
     return Seen(shown, sight.node, event.device, sight.direction, micro(event.t_ns, began_ns), hop_us, event.size, text, differs)
 
@@ -259,7 +264,7 @@ def differences(stage: Stage, sight: Sight, masked: bool) -> tuple[str, ...]:
         offsets = [at for at in range(len(data)) if (frame.data[at] ^ data[at]) & frame.known[at]]
     else:
         offsets = list(frame.differences(data))
-    names = named(stage.hop, frame, offsets)
+    names = [name for name in named(stage.hop, frame, offsets) if not event.burst or name not in OF_THE_BURST]
     if len(data) < len(stage.frames[0]):
         names = [name for name in names if not name.endswith("checksum") or "IPv4" in name]
     if masked:

@@ -41,7 +41,8 @@ REASON_PREFIX = "SKB_DROP_REASON_"
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`t_ns`: of the machine's monotonic clock. `netns`: the inode, 0 unknown. `skb`: tells packets of one moment apart, no more.
 
-    `data`: the frame's first bytes, `network` of them before its IP header. `length`: of all of it. `code`: an ICMP error's type and code, a
+    `data`: the frame's first bytes, `network` of them before its IP header. `length`: of all of it. `burst`: the kernel handles it together with
+    others, as one frame of this size, which its outer headers speak of; it is cut later, or was put together. `code`: an ICMP error's type and code, a
     look-up's negative errno. `src`, `dst`, `gateway`, `table`, `iif`: of a look-up.
     """
 
@@ -55,6 +56,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     length: int = 0
     data: bytes = b""
     network: int = 0
+    burst: int = 0
     reason: str = ""
     function: str = ""
     code: int = 0
@@ -87,7 +89,7 @@ def decode(record: bytes, reasons: Mapping[int, str]) -> Event:
         size = 16 if kind == ROUTED6 else 4
         told |= {"code": code, "table": table, "iif": iif, "src": src[:size], "dst": dst[:size], "gateway": gateway[: GATEWAY_SIZES.get(family, 0)]}
         return Event(**told)
-    told |= {"skb": skb, "length": length, "network": network, "data": record[FIXED.size : FIXED.size + captured]}
+    told |= {"skb": skb, "length": length, "network": network, "burst": table, "data": record[FIXED.size : FIXED.size + captured]}
     if KINDS[kind] == "dropped":
         told |= {"reason": reasons.get(code, str(code)).removeprefix(REASON_PREFIX), "function": symbol(text(function))}
     elif KINDS[kind] == "icmp-sent":

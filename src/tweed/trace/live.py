@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -66,10 +66,10 @@ class Traced:
     """By tracepoints: everything, in all namespaces of this machine."""
 
     tier: Tier = "bpf"
-    blind: tuple[Said, ...] = ()
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, udp_mode: bool = False) -> None:
         self.tracer = tracer
+        self.blind: tuple[Said, ...] = (Said("bursts"),) if udp_mode and not tracer.bursts else ()
         self.drain = tracer.drain
 
     def look_for(self, shot: Shot, tunnels: Mapping[int, Carried], addresses: tuple[bytes, ...]) -> None:
@@ -85,7 +85,7 @@ class Captured:
     def __init__(self, captures: Mapping[int, Capture]) -> None:
         """`captures` by the inode of their namespace."""
         self.captures = captures
-        self.ours: Callable[[bytes], bool] = lambda _: False
+        self.ours: Recognised | None = None
 
     def look_for(self, shot: Shot, tunnels: Mapping[int, Carried], addresses: tuple[bytes, ...]) -> None:
         self.drain(0)
@@ -95,8 +95,9 @@ class Captured:
         """The sockets of several namespaces are several sets, so it looks at each in turn."""
         deadline = time.monotonic() + wait_s
         while True:
-            whole = (captured(netns, frame) for netns, capture in self.captures.items() for frame in capture.drain())
-            events = [msgspec.structs.replace(event, data=event.data[:DATA]) for event in whole if self.ours(event.frame)]
+            whole = [captured(netns, frame) for netns, capture in self.captures.items() for frame in capture.drain()]
+            mine = (event for each in whole for event in self.ours.those_of(each)) if self.ours is not None else ()
+            events = [msgspec.structs.replace(event, data=event.data[:DATA]) for event in mine]
             if events or time.monotonic() >= deadline:
                 return events
             time.sleep(LOOK_S)
@@ -124,7 +125,7 @@ def watching(cluster: Cluster, spaces: Spaces) -> Iterator[Watch | None]:
 
 def best(cluster: Cluster, spaces: Spaces, stack: contextlib.ExitStack) -> Watch | None:
     try:
-        return Traced(stack.enter_context(Tracer()))
+        return Traced(stack.enter_context(Tracer(bursts=udp_mode(cluster))), udp_mode(cluster))
     except KernelError as error:
         if error.errno not in REFUSED:
             raise
@@ -284,9 +285,14 @@ def tunnels(cluster: Cluster) -> dict[int, Carried]:
         for fdb in tables.node.fdb:
             if fdb.port:
                 ports[fdb.port] = "vxlan"
-        if any(tables.kind(row.name)[0] == "tun" for row in tables.node.devices):
-            ports.setdefault(udp_port(cluster), "ip")
+    if udp_mode(cluster):
+        ports.setdefault(udp_port(cluster), "ip")
     return ports or {FLANNEL_PORT: "vxlan"}
+
+
+def udp_mode(cluster: Cluster) -> bool:
+    """Whether a process carries packets on any node here."""
+    return any(tables.kind(row.name)[0] == "tun" for tables in cluster.tables.values() for row in tables.node.devices)
 
 
 def outer_hosts(walk: Walk | None) -> list[bytes]:

@@ -156,6 +156,10 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "drops": ("where and why a packet is dropped: only that it is seen no more", "包在哪里、为何被丢弃：只能看到它不再出现"),
         "decisions": ("the kernel's own look-ups: decisions are read from tables and frames", "内核自己的查表：决定只能由表和帧推知"),
         "times-inside": ("times inside a node on the way in: a received frame keeps one time stamp", "接收方向上节点内部的时间：收到的帧只有一个时间戳"),
+        "bursts": (
+            "frames of UDP mode that are sent several at once: this kernel's tracepoints do not look into them",
+            "UDP 模式下一次发出的多个帧：此内核的跟踪点看不进去",
+        ),
         "everything-sent": ("whether a packet really goes this way: nothing was sent", "包是否真的这样走：没有发送任何包"),
         "other-machines": ("other machines: {nodes}", "其他机器：{nodes}"),
         "clock": (

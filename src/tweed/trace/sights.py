@@ -5,7 +5,8 @@ sights(events, places, probe, tunnels) -> (Sight, ...)       in the order of tim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -57,12 +58,34 @@ class Recognised:
             return found or key in self.pieces
         return False
 
+    def those_of(self, event: Event) -> list[Event]:
+        """The probe's frames in what a packet socket gave. Most frames are nobody's and cost a search for the nonce."""
+        if self.nonce and not self.pieces and self.nonce not in event.data:
+            return []
+        return [each for each in datagrams(event, self.tunnels) if self(each.frame)]
+
     def is_tcp(self, frame: bytes) -> bool:
         packet = decode(frame, tunnels=self.tunnels)
         ports = {self.probe.sport, self.probe.dport}
         return leg_of(packet, self.probe) != "" and any(
             layer.name == "tcp" and {layer.number("src_port"), layer.number("dst_port")} == ports for layer in packet.layers if len(layer.fields) > 1
         )
+
+
+def datagrams(event: Event, tunnels: Mapping[int, Carried]) -> Iterator[Event]:
+    """The frames on the wire that a packet socket's frame stands for: those of UDP mode are cut after it (UDP_SEGMENT) or joined before (UDP_GRO)."""
+    layers = decode(event.data, tunnels=tunnels).layers if event.network >= 14 else ()
+    udp, inner = next(((one, two) for one, two in itertools.pairwise(layers) if (one.name, two.name, two.level) == ("udp", "ipv4", 1)), (None, None))
+    if udp is None or inner is None or inner.end >= udp.end:
+        yield event
+        return
+    headers, at = event.data[: inner.offset], inner.offset
+    while at + inner.length <= udp.end:
+        size = int.from_bytes(event.data[at + 2 : at + 4], "big")
+        if event.data[at] >> 4 != 4 or size < inner.length or at + size > udp.end:
+            return
+        yield msgspec.structs.replace(event, data=headers + event.data[at : at + size], length=len(headers) + size, burst=event.length)
+        at += size
 
 
 def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, tunnels: Mapping[int, Carried]) -> tuple[Sight, ...]:

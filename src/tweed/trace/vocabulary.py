@@ -124,6 +124,7 @@ BLIND: dict[str, tuple[str, ...]] = {
     "drops": (),
     "decisions": (),
     "times-inside": (),
+    "bursts": (),
     "everything-sent": (),
     "other-machines": ("nodes",),
     "clock": ("machine", "offset", "uncertainty"),
