@@ -24,6 +24,7 @@ from tweed.kernel import bpf
 from tweed.kernel.netns import run_in
 from tweed.kernel.tracer import Tracer
 from tweed.trace.events import DROPPED, QUEUED, RECEIVED, ROUTED, Event
+from tweed.wire.packet import Ipv4, Udp, decode, encode
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
@@ -131,6 +132,36 @@ def test_fragments_are_joined_by_their_identification(pair: tuple[Namespace, Nam
         send(pair[0], b"NONCE-04" + bytes(3992), b"NONCE-03" + bytes(3992))
         sizes = [event.size for event in told(tracer, pair) if event.kind == QUEUED and event.netns == os.fstat(pair[0].fd).st_ino]
     assert sizes == [1514, 1514, 14 + 20 + 1048]
+
+
+UDP_SEGMENT = 103
+
+
+def carried(payload: bytes) -> bytes:
+    """An IP packet as the daemons of UDP mode send it, in a datagram."""
+    return encode(Ipv4(parse_address("10.244.0.2"), parse_address("10.244.2.2"), 17), Udp(40000, 33434), payload=payload)
+
+
+def test_each_packet_in_a_burst_is_looked_at(pair: tuple[Namespace, Namespace]) -> None:
+    """Several datagrams sent at once are one buffer, its payload in pages of its own, until a device cuts it."""
+    mine, other, short = carried(b"NONCE-07" + bytes(292)), carried(b"NONCE-08" + bytes(292)), carried(b"NONCE-07" + bytes(20))
+    headers = 14 + 20 + 8
+    with Tracer(bursts=True) as tracer:
+        assert tracer.bursts
+        tracer.look_for(17, b"NONCE-07", b"", {8285: "ip"}, [])
+        with run_in(pair[0].fd, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as opened:
+            for packets in ([other, mine, other, short], [other] * 60, [mine]):
+                opened.sendmsg([b"".join(packets)], [(socket.IPPROTO_UDP, UDP_SEGMENT, Struct("=H").pack(len(other)))], 0, (THERE, 8285))
+        events = told(tracer, pair)
+    assert {event.reason for event in events if event.kind == DROPPED} == {"NO_SOCKET"}
+    for kind in (QUEUED, RECEIVED, DROPPED):
+        seen = [event for event in events if event.kind == kind and event.frame[23] == 17]
+        burst = headers + 3 * len(other) + len(short)
+        assert [(event.size, event.burst) for event in seen] == [(headers + len(mine), burst), (headers + len(short), burst), (headers + len(mine), 0)]
+        assert [event.frame[headers:] for event in seen] == [packet[:192] for packet in (mine, short, mine)]  # of 256, 64 are kept for headers
+        for event in seen:
+            packet = decode(event.frame, tunnels={8285: "ip"})
+            assert [layer.name for layer in packet.layers[:5]] == ["ethernet", "ipv4", "udp", "ipv4", "udp"]
 
 
 def test_without_rights_it_says_so() -> None:

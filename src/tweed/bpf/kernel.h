@@ -30,6 +30,7 @@ static u32 (*const cpu_number)(void) = (void *)8;
 static long (*const read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 static void *(*const ringbuf_reserve)(void *ringbuf, u64 size, u64 flags) = (void *)131;
 static void (*const ringbuf_submit)(void *data, u64 flags) = (void *)132;
+static u64 (*const ringbuf_query)(void *ringbuf, u64 what) = (void *)134; /* 0: bytes that wait to be read */
 static long (*const print_to)(char *to, u32 size, const char *format, u64 *values, u32 values_size) = (void *)165;
 
 /* ---- a packet that lies in several places, Linux 6.4; tracepoints may use it since 6.12 ---- */
