@@ -116,6 +116,21 @@ def test_what_becomes_of_the_outer_packet_is_named(udp: Lab, node: str, do: str,
     assert (document["fixed"]["after"]["verdict"], document["fixed"]["after"]["first_divergence"]) == ("delivered", None)
 
 
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_a_process_that_takes_it_and_hangs_is_named(udp: Lab, node: str) -> None:
+    pid = udp.agent(node)["forwarding"]["pid"]
+    assert udp.tweed("pause").returncode == 0  # the agent would kill it
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        document = walk(udp)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        udp.tweed("resume")
+    found = document["first_divergence"]
+    assert (document["verdict"], found["node"], found["device"], found["cause"]) == ("lost", node, "flannel0", "process-silent")
+    assert found["params"] == {"device": "flannel0", "port": "8285"}
+
+
 def test_across_machines(udp: Lab, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
 

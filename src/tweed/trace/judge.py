@@ -21,6 +21,7 @@ from tweed.trace.firewall import Facts, evaluate, target
 from tweed.trace.frames import PROTOCOLS, TTL, Probe
 from tweed.trace.result import Divergence, Fix, Quote, Said, Seen, Tier, Verdict, Walk
 from tweed.trace.sights import Sight, is_error
+from tweed.trace.tables import quote
 from tweed.trace.vocabulary import kind_of
 
 OUR_TABLES = "tweed-"
@@ -205,7 +206,12 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
         return ended(made, laid, "dropped", Divergence(node, device, cause, evidence(laid, seen), fix))
     last = laid.last
     node, device = (last.node, last.event.device) if last is not None else (laid.steps[0].node, laid.steps[0].device)
-    return ended(made, laid, "lost", predicted or waiting(laid, seen) or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)))
+    return ended(
+        made,
+        laid,
+        "lost",
+        predicted or waiting(laid, seen) or silent(walk, laid, cluster) or Divergence(node, device, Said("vanished", {"device": device}), evidence(laid, seen)),
+    )
 
 
 def waiting(laid: Laid, seen: Outcome) -> Divergence | None:
@@ -216,6 +222,19 @@ def waiting(laid: Laid, seen: Outcome) -> Divergence | None:
         if step.hop is not None:
             break
     return None
+
+
+def silent(walk: Walk, laid: Laid, cluster: Cluster) -> Divergence | None:
+    """The kernel gave it to the process of UDP mode, from the TUN device or from the socket, and dropped nothing: it is there."""
+    if walk.tier != "bpf" or laid.far < 0:
+        return None
+    step = laid.steps[laid.far]
+    tun = step if step.decision.id == "encapsulated-udp" else next((each for each in laid.steps[laid.far :] if each.decision.id == "decapsulated-udp"), None)
+    if tun is None or step.decision.id not in ("encapsulated-udp", "arrives-udp"):
+        return None
+    port = step.decision.params["port"]
+    sockets = tuple(quote(row) for row in cluster.tables[step.node].node.sockets if str(row.port) == port)
+    return Divergence(step.node, tun.device, Said("process-silent", {"device": tun.device, "port": port}), sockets)
 
 
 def without_differences(laid: Laid) -> list[object]:

@@ -143,6 +143,10 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "firewall-drops": ("a firewall rule ({hook}) drops it at {device}", "防火墙规则（{hook}）在 {device} 将其丢弃"),
         "kernel-drops": ("the kernel drops it at {device}: {reason} in {function}", "内核在 {device} 将其丢弃：{reason}，位于 {function}"),
         "vanished": ("nothing is seen of it after {device}", "过了 {device} 就再也看不到它"),
+        "process-silent": (
+            "the process between {device} and UDP port {port} has it and does not pass it on",
+            "{device} 与 UDP 端口 {port} 之间的进程收下了它，却没有传下去",
+        ),
         "no-answer": ("{address} gets it and does not answer", "{address} 收到了，但没有回应"),
         "source-replaced": ("its source {src} became {seen} at {device}", "它的源地址 {src} 在 {device} 变成了 {seen}"),
         "destination-replaced": ("a rule replaces its destination {dst} by {seen}", "规则把目的地址 {dst} 换成了 {seen}"),

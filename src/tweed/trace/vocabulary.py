@@ -112,6 +112,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "firewall-drops": ("device", "hook"),
     "kernel-drops": ("device", "reason", "function"),
     "vanished": ("device",),
+    "process-silent": ("device", "port"),
     "no-answer": ("address",),
     "source-replaced": ("src", "seen", "device"),
     "destination-replaced": ("dst", "seen", "device"),
