@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import struct
-from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
+from tests.unit.recorded import changed, judged, recordings
 from tests.unit.spelling import Choices, spelled
 
 from tweed.addr import Prefix, parse_address
@@ -23,36 +22,15 @@ from tweed.trace.events import DROPPED, FIXED, RECEIVED, Event
 from tweed.trace.events import decode as decode_event
 from tweed.trace.frames import Probe
 from tweed.trace.join import coarse, join
-from tweed.trace.judge import Outcome, judge
-from tweed.trace.live import first_seen, predict
-from tweed.trace.probe import Shot, agreed, load, reply_to
+from tweed.trace.probe import agreed, load
 from tweed.trace.recording import Recording, decode, encode
-from tweed.trace.result import Walk
 from tweed.trace.sights import Recognised, sights
 from tweed.trace.snapshot import AddressRow, DeviceRow, NeighbourRow, Node, Snapshot
 from tweed.wire.packet import Ethernet, Ipv4, Udp, Vxlan
 from tweed.wire.packet import encode as encode_packet
 
-DIRECTORY = Path(__file__).parent / "recordings"
 SRC, DST = parse_address("10.244.0.2"), parse_address("10.244.2.2")
 ETHERNET = Ethernet(bytes(6), bytes(6))
-
-
-def recordings(name: str) -> list[Recording]:
-    return [decode(gzip.decompress(path.read_bytes()), path.name) for path in sorted((DIRECTORY / name).iterdir())]
-
-
-def judged(those: list[Recording]) -> Walk:
-    together = join(those)
-    cluster = Cluster(together.snapshot)
-    shot = Shot(together.sender.probe, b"")
-    outcome = Outcome(together.sights, first_seen(together.sights), together.sender.refused)
-    return judge(predict(cluster, shot, "bpf"), shot.probe, reply_to(shot), cluster, outcome, "bpf")
-
-
-def changed(those: list[Recording], change) -> list[Recording]:
-    """The recordings with other events: `change(event)` is the event or None."""
-    return [msgspec.structs.replace(each, events=tuple(new for event in each.events if (new := change(event)) is not None)) for each in those]
 
 
 def test_a_healthy_walk_is_the_predicted_one_byte_for_byte() -> None:

@@ -560,6 +560,35 @@ def test_host_gw():
     ]
 
 
+def test_udp_mode_without_its_process():
+    """Its TUN device loses the carrier where packets go in, and nobody has the port where they would come out."""
+    texts = udp_mode()
+    found = []
+    for node, right, wrong in (
+        ("n10", "NOARP,UP,LOWER_UP", "NO-CARRIER,NOARP,UP"),
+        ("n20", "0.0.0.0:8285", "0.0.0.0:8286"),
+        ("n20", "0.0.0.0:8285", "192.168.2.99:8285"),
+    ):
+        made = walked(cluster(**(texts | {node: texts[node].replace(right, wrong)})), "10.244.10.2", "10.244.20.2")
+        at = made.first_divergence
+        found.append((made.verdict, at and (at.node, at.device, at.cause.id)))
+    assert found == [
+        ("dropped", ("n10", "flannel0", "process-missing")),
+        ("dropped", ("n20", "ens33", "port-closed")),
+        ("dropped", ("n20", "ens33", "port-closed")),
+    ]
+
+
+def test_the_port_of_udp_mode_is_the_stores():
+    config = '{"Network": "10.244.0.0/16", "Backend": {"Type": "udp", "Port": 7777}}'
+    texts = {name: text.replace(":8285", ":7777") for name, text in udp_mode().items()}
+    found = walked(msgspec.structs.replace(cluster(**texts), config=config), "10.244.10.2", "10.244.20.2")
+    assert found.verdict == "delivered"
+    assert [step.decision.params["port"] for step in found.steps if step.decision.id in ("encapsulated-udp", "arrives-udp")] == ["7777", "7777"]
+    taken = next(step for step in found.steps if step.decision.id == "arrives-udp")
+    assert taken.row is not None and "0.0.0.0:7777" in taken.row.text
+
+
 def test_udp_mode_needs_leases_or_the_other_nodes_tables():
     texts = udp_mode()
     snapshot = cluster(**texts)

@@ -50,7 +50,7 @@ def test_files_and_how_to_read_them(tmp_path):
     capture, drawing = tmp_path / "a walk.pcapng", tmp_path / "walk.svg"
     said = run("--pcapng", str(capture), "--svg", str(drawing))
     command = f"tshark -d udp.port==8472,vxlan -r '{capture}'"
-    assert f"decode VXLAN with: {command}" in said
+    assert f"decode the tunnel with: {command}" in said
     made = pcapng.read(capture.read_bytes())
     assert made.comment.startswith(command) and len(made.records) == 8
     assert ElementTree.fromstring(drawing.read_bytes()).tag.endswith("svg")

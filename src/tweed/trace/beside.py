@@ -26,6 +26,7 @@ from tweed.wire.packet import decode
 # datagram socket asked for, a packet socket's filter.
 NORMAL_REASONS = ("QUEUE_PURGE", "SOCKET_FILTER", "CONSUMED", "NOT_DROPPED_YET", "SOCKET_CLOSE")
 NORMAL_FUNCTIONS = ("skb_release_data", "ping_rcv", "packet_rcv", "tpacket_rcv", "raw_rcv", "rawv6_rcv")
+ETHERNET = 14
 # Fields that are of all datagrams together until they are cut.
 OF_THE_BURST = ("outer IPv4 total_length", "outer IPv4 checksum", "outer UDP length", "outer UDP checksum")
 SOURCES = {"icmp": "id", "icmpv6": "id", "udp": "src_port", "tcp": "src_port"}
@@ -105,6 +106,7 @@ def lay(walk: Walk, branch: str, probe: Probe, cluster: Cluster, mine: Sequence[
     # What lies between the nodes frees copies as a matter of course (a switch floods): of its drops only the end of all is told.
     final = max((position for position, sight in enumerate(mine) if sight.moves and sight.node in way - {""}), default=-1)
     hops = dict(zip(places, stages, strict=True))
+    bare = {(stage.hop.node, stage.hop.device) for stage in stages if stage.hop.bare}
     masked = False
     for position, sight in enumerate(mine):
         if sight.event.kind == ROUTED:
@@ -127,7 +129,10 @@ def lay(walk: Walk, branch: str, probe: Probe, cluster: Cluster, mine: Sequence[
         differs = differences(hops[step], sight, masked or snat_possible(steps[: step + 1])) if position in owner else ()
         masked = masked or translated(sight, probe)  # told where it happens, and a matter of course from there on
         moment = sight.event.t_ns
-        told.setdefault(step, []).append(of_event(sight, began_ns, None if before_ns is None else (moment - before_ns) / 1000, differs))
+        seen_now = of_event(sight, began_ns, None if before_ns is None else (moment - before_ns) / 1000, differs)
+        if (sight.node, sight.event.device) in bare:
+            seen_now = msgspec.structs.replace(seen_now, size=seen_now.size - ETHERNET)
+        told.setdefault(step, []).append(seen_now)
         before_ns = moment
     if any(sight.event.kind == ROUTED for sight in mine):
         for number, each in enumerate(steps[: max(seen, default=-1)]):
@@ -254,7 +259,7 @@ def differences(stage: Stage, sight: Sight, masked: bool) -> tuple[str, ...]:
     if len(stage.frames) != 1 or sight.packet is None or is_error(sight.packet):
         return ()
     frame, event = stage.frames[0], sight.event
-    if event.network < 14 and not frame.bare:
+    if event.network < ETHERNET and not frame.bare:
         return ()
     data, size = (event.data[event.network :], event.length - event.network) if frame.bare else (event.data, event.length)
     if size != len(frame):

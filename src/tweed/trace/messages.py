@@ -89,6 +89,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "vtep-mac-duplicate": ("two nodes have the VTEP MAC {mac} on {device}", "两个节点的 {device} 使用同一 VTEP MAC {mac}"),
         "vni-mismatch": ("the packet has VNI {vni}, the peer's {device} listens for {right}", "包的 VNI 是 {vni}，对端 {device} 接收 {right}"),
         "port-mismatch": ("sent to UDP port {port}, the peer's {device} listens on {right}", "发往 UDP 端口 {port}，对端 {device} 监听 {right}"),
+        "process-missing": ("no process reads {device}: flannel's user space does not run", "没有进程读取 {device}：flannel 用户态没有运行"),
         "port-closed": ("nothing listens on UDP port {port} of {host}", "{host} 的 UDP 端口 {port} 无人监听"),
         "vtep-missing": ("host {host} has no VTEP", "主机 {host} 没有 VTEP"),
         "local-not-ours": ("{device} sends from {local}, which is no address of this node", "{device} 的源地址 {local} 不是本节点的地址"),
@@ -319,7 +320,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "fragment": ("fragment {number} of {count}", "分片 {number}/{count}"),
     "same": ("the same bytes as there", "字节与上一处相同"),
     "unknown fields": ("unknown: {fields}", "未知：{fields}"),
-    "decode": ("decode VXLAN with", "解码 VXLAN"),
+    "decode": ("decode the tunnel with", "解码隧道"),
     "example values": ("predicted: times only give the order, unknown bytes hold example values", "推演所得：时间只表示先后，未知字节为示例值"),
 }
 

@@ -11,7 +11,7 @@ from tweed.trace.path import Path
 from tweed.trace.result import Said
 from tweed.trace.tables import Tables, quote
 from tweed.trace.trail import Packet
-from tweed.trace.underlay import Remote, encapsulate
+from tweed.trace.underlay import HEAD, Remote, device_row, encapsulate
 from tweed.wire.flannel import PORTS
 
 
@@ -27,6 +27,10 @@ def send_udp(path: Path, packet: Packet, device: str, target: bytes, assumed: Sa
     Without leases the node whose tables have the destination is taken, and that is said.
     """
     dst = path.dst
+    tun = packet.at.devices.get(device)
+    if tun is not None and tun.running is False:  # a TUN device has a carrier while somebody has it open
+        path.fail(packet, device, "dropped", "process-missing", {"device": device}, device_row(packet.at, device, HEAD))
+        return
     told: list[Said] = [assumed] if assumed is not None else []
     host: bytes | None = None
     for lease in path.cluster.snapshot.leases:

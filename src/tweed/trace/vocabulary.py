@@ -78,6 +78,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "vni-mismatch": ("vni", "right", "device"),
     "port-mismatch": ("port", "right", "device"),
     "port-closed": ("port", "host"),
+    "process-missing": ("device",),
     "vtep-missing": ("host",),
     "local-not-ours": ("local", "device"),
     "encapsulation-loop": ("host", "device"),
