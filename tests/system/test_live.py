@@ -187,6 +187,14 @@ MENDED = {
         "ipsec-blocks",
         "ip xfrm policy delete src 192.168.2.200/32 dst 192.168.2.202/32 proto udp dport 8472 dir in",
     ),
+    "one that encrypts, and no keys": (
+        "master",
+        "ip xfrm policy add dst 10.244.2.0/24 dir out tmpl src 192.168.2.200 dst 192.168.2.202 proto esp mode tunnel",
+        "ip xfrm policy flush; ip xfrm state flush",
+        "dropped",
+        "ipsec-without-keys",
+        "ip xfrm policy delete src 0.0.0.0/0 dst 10.244.2.0/24 dir out",
+    ),
     "echo requests that are ignored": (
         "node2/pod1",
         "sysctl -qw net.ipv4.icmp_echo_ignore_all=1",

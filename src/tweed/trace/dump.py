@@ -18,6 +18,7 @@ from tweed.kernel.nft import Nft
 from tweed.trace import rtnetlink, xfrm
 from tweed.trace import rtnetlink_routes as routing
 from tweed.trace import snapshot as s
+from tweed.trace.iptables import SAVED_BY
 from tweed.wire import link as link_wire
 from tweed.wire import rtnl
 from tweed.wire.rule import dump_rules
@@ -153,9 +154,11 @@ def old_rules() -> tuple[s.EvidenceRow, ...]:
         saved = iptables.legacy_rules()
     except KernelError:
         return ()
-    return tuple(
-        s.EvidenceRow(source=f"{program}-save:{number}", text=line.strip()) for program, text in saved for number, line in enumerate(text.splitlines(), 1)
-    )
+    rows = []
+    for program, text in saved:  # which calls itself plain iptables
+        lines = [f"{SAVED_BY}{program}-save", *(line.strip() for line in text.splitlines()[1:])]
+        rows += [s.EvidenceRow(source=f"{program}-save:{number}", text=line) for number, line in enumerate(lines, 1) if number == 1 or line[:1] != "#"]
+    return tuple(rows)
 
 
 def policies(known: Mapping[int, str]) -> tuple[s.PolicyRow, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tweed.addr import format_address
+from tweed.trace import xfrm
 from tweed.trace.beside import Laid, beside, in_tunnel, translated
 from tweed.trace.cluster import Cluster
 from tweed.trace.drops import ETHERNET, FORWARDS_TO_PEER, SEND_ERRORS, explain
@@ -200,6 +201,8 @@ def conclude(walk: Walk, laid: Laid, cluster: Cluster, seen: Outcome, *, arrived
         cause, fix = explain(laid.drop, laid.errors, cluster, node, device)
         if cause.id == "ttl-exceeded" and (short := short_lived(laid, cause)) is not None:
             return ended(made, laid, "dropped", short)
+        if (policed := by_policy(laid, laid.drop, cluster)) is not None:
+            return ended(made, laid, "dropped", with_evidence(policed, laid, seen))
         if cause.id == "route-missing" and predicted is None:  # there is one: the kernel says so of what a policy of xfrm blocks, too
             params = {"device": device, "reason": laid.drop.event.reason or "?", "function": laid.drop.event.function.partition("+")[0] or "?"}
             cause = Said("kernel-drops", params)
@@ -279,6 +282,20 @@ def too_narrow(laid: Laid, drop: Sight, cluster: Cluster) -> Divergence | None:
     evidence = (Quote(row.source, row.text.split("\n")[0]), Quote("kfree_skb", f"{drop.event.device}: {drop.event.reason} {drop.event.function}"))
     fix = (Fix(following.node, f"ip link set {following.device} mtu {other}"),)
     return Divergence(following.node, following.device, Said("mtu-exceeded", params), evidence, fix)
+
+
+def by_policy(laid: Laid, drop: Sight, cluster: Cluster) -> Divergence | None:
+    """The IPsec policy that stopped it, where tables do not tell whether one does: what it asks is not known, or it transforms and has no keys."""
+    if not (drop.event.reason.startswith("XFRM_POLICY") or drop.event.function.startswith("dst_discard")):
+        return None
+    told = ((step, said) for step in laid.steps if step.node == drop.node for said in step.assumptions if said.id == "ipsec-not-evaluated")
+    for step, said in told:
+        for row in cluster.tables[step.node].node.policies:
+            if xfrm.selector(row) == said.params["policy"]:
+                blocks = Said("ipsec-blocks", {"device": step.device, "direction": row.direction})
+                cause = Said("ipsec-without-keys", {"device": step.device}) if row.transforms and row.direction == "out" else blocks
+                return Divergence(step.node, step.device, cause, (Quote(row.source, row.text),), (Fix(step.node, xfrm.removal(row)),))
+    return None
 
 
 def short_lived(laid: Laid, cause: Said) -> Divergence | None:

@@ -124,6 +124,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "bridge-vlan": ("{port} is not in VLAN {vlan}: the bridge drops it", "{port} 不在 VLAN {vlan} 中：网桥将其丢弃"),
         "ttl-exceeded": ("the TTL runs out on the way to {dst}", "在到达 {dst} 之前 TTL 已耗尽"),
         "ipsec-blocks": ("an IPsec policy ({direction}) does not let it pass", "IPsec 策略（{direction}）不让它通过"),
+        "ipsec-without-keys": ("an IPsec policy wants it encrypted, and the kernel has no key for that", "IPsec 策略要求加密，而内核没有相应的密钥"),
         "echo-ignored": ("{address} answers no echo request: {key} is 1", "{address} 不应答 echo 请求：{key} 为 1"),
         "detour": ("arrives, by way of {node}", "绕经 {node} 到达"),
         "rule-diverts": (
@@ -200,7 +201,7 @@ SENTENCES: dict[str, dict[str, tuple[str, str]]] = {
         "neighbour-will-ask": ("the kernel will ask for {address} first", "内核会先询问 {address}"),
         "bridge-vlans-ignored": ("VLAN rows of {bridge} do not count: it does not filter VLANs", "{bridge} 不做 VLAN 过滤，VLAN 表项不计"),
         "nft-not-evaluated": ("some of the firewall rules say more than is evaluated here", "部分防火墙规则的条件未参与推演"),
-        "ipsec-not-evaluated": ("an IPsec policy may do something else with it: not evaluated here", "IPsec 策略可能另有处理，未参与推演"),
+        "ipsec-not-evaluated": ("what this IPsec policy does with it is not evaluated: {policy}", "此 IPsec 策略的处理未参与推演：{policy}"),
         "rule-not-evaluated": ("the rule's selector `{selector}` is not evaluated", "规则的条件 `{selector}` 未参与推演"),
         "only-vtep": ("{device} is the only VTEP here", "{device} 是这里唯一的 VTEP"),
         "branch": ("way {number} of {count}, weight {weight}", "第 {number} 条路，共 {count} 条，权重 {weight}"),

@@ -122,7 +122,7 @@ class Path(Trail):
             if policy is None:
                 continue
             if not certain:
-                self.assume_last(Said("ipsec-not-evaluated"))
+                self.assume_last(Said("ipsec-not-evaluated", {"policy": xfrm.selector(policy)}))
                 continue
             device = (facts.oif if direction == "out" else facts.iif) or ""
             fix = (Fix(at.name, xfrm.removal(policy)),)

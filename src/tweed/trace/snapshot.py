@@ -22,7 +22,7 @@ from tweed.model import Lease
 FORMAT = "tweed-bundle"
 VERSION = 1
 
-Table = Literal["link", "address", "rule", "route", "neighbour", "fdb", "port", "socket", "sysctl", "nft", "lease", "nexthop", "vlan"]
+Table = Literal["link", "address", "rule", "route", "neighbour", "fdb", "port", "socket", "sysctl", "nft", "iptables", "lease", "nexthop", "vlan"]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -112,6 +112,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     # what only a real packet shows. `function`: of the kernel, where it dropped the packet; `hook`: whose rules did
     "firewall-drops": ("device", "hook"),
     "kernel-drops": ("device", "reason", "function"),
+    "ipsec-without-keys": ("device",),
     "vanished": ("device",),
     "process-silent": ("device", "port"),
     "no-answer": ("address",),
@@ -163,7 +164,7 @@ ASSUMPTIONS: dict[str, tuple[str, ...]] = {
     "neighbour-will-ask": ("address",),
     "bridge-vlans-ignored": ("bridge",),
     "nft-not-evaluated": (),
-    "ipsec-not-evaluated": (),
+    "ipsec-not-evaluated": ("policy",),
     "rule-not-evaluated": ("selector",),
     "only-vtep": ("device",),
     "branch": ("number", "count", "weight"),

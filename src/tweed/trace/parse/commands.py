@@ -27,7 +27,7 @@ PROMPTS = [
 MARKS = re.compile(r"^(?:[#$%>=+*\-`:|❯➜λ~]|\d+[.)])[#$%>=+*\-`:|❯➜λ~\s]*")
 # A command that we do not know, behind a prompt without a name: what follows is its output.
 OTHER = re.compile(r"[$❯➜%]\s+[A-Za-z./][\w./-]*(\s.*)?")
-TOOL = re.compile(r"(?:\S*/)?(ip|bridge|ss|sysctl|nft|netstat)$")
+TOOL = re.compile(r"(?:\S*/)?(ip|bridge|ss|sysctl|nft|netstat|ip6?tables(?:-legacy|-nft)?-save)$")
 SUDO_WITH_VALUE = frozenset({"-u", "-g"})
 EXEC = frozenset({"kubectl", "docker", "podman", "crictl", "nerdctl", "oc"})
 WITH_VALUE = frozenset({"-n", "-c", "--namespace", "--container", "-p", "-l", "-u", "--context", "--kubeconfig"})
@@ -139,7 +139,7 @@ def narrowed(kind: Table, arguments: list[str]) -> bool:
     if kind == "socket":
         return not any(word.startswith("-") and "u" in word and "l" in word for word in arguments) and not {"-l", "-u"} <= set(arguments)
     # `bridge fdb show flannel.1` without `dev`: the old bridge takes no notice of the name.
-    return kind not in ("nft", "fdb") and bool(words)
+    return kind not in ("nft", "iptables", "fdb") and bool(words)
 
 
 def which(tool: str, arguments: list[str]) -> tuple[Table | Literal[""], list[str]] | None:
@@ -148,6 +148,8 @@ def which(tool: str, arguments: list[str]) -> tuple[Table | Literal[""], list[st
         return "socket", arguments
     if tool == "sysctl":
         return ("sysctl", arguments) if arguments else None
+    if tool.endswith("-save"):
+        return "iptables", arguments
     if tool == "nft":
         return ("nft", arguments) if arguments[:2] == ["list", "ruleset"] or arguments[:2] == ["list", "table"] else None
     if not arguments:

@@ -36,6 +36,7 @@ def build(name: str, tables: list[Table]) -> s.Node:
     devices: dict[str, s.DeviceRow] = {}
     rows: dict[str, dict[s.Row, Any]] = {place: {} for place in PLACES.values()}
     nft: list[s.EvidenceRow] = []
+    iptables: list[s.EvidenceRow] = []
     shown: list[s.Shown] = []
     seen: dict[tuple[Any, ...], str] = {}
     for table in tables:
@@ -46,7 +47,7 @@ def build(name: str, tables: list[Table]) -> s.Node:
             if isinstance(row, s.DeviceRow):
                 devices[row.name] = together(devices[row.name], row) if row.name in devices else row
             elif isinstance(row, s.EvidenceRow):
-                nft.append(row)
+                (iptables if table.shown.table == "iptables" else nft).append(row)
             else:
                 rows[PLACES[type(row)]].setdefault(key, row)
         told = table.shown
@@ -55,7 +56,8 @@ def build(name: str, tables: list[Table]) -> s.Node:
         shown.append(msgspec.structs.replace(told, repeats=first if first != told.source else None))
         if told.table == "address" or (told.table == "link" and any(isinstance(row, s.AddressRow) for row in table.rows)):
             shown.append(s.Shown(table="link" if told.table == "address" else "address", device=told.device, source=told.source, command=told.command))
-    return s.Node(name=name, devices=tuple(devices.values()), nft=tuple(nft), shown=tuple(shown), **{p: tuple(found.values()) for p, found in rows.items()})
+    others = {place: tuple(found.values()) for place, found in rows.items()}
+    return s.Node(name=name, devices=tuple(devices.values()), nft=tuple(nft), iptables=tuple(iptables), shown=tuple(shown), **others)
 
 
 def bare(row: s.Row) -> s.Row:
