@@ -36,6 +36,7 @@ TABLES = (
     "trace.tables",
     "trace.cluster",
     "trace.trail",
+    "trace.gates",
     "trace.path",
     "trace.underlay",
     "trace.vxlan",
