@@ -2,7 +2,8 @@
 
 The first table is wall clock of `tweed walk --live`, interpreter start, tables, tracer, probe, answer and second probe included; beside it the
 same walk from tables alone. The second is the kernel's own accounting of our programs (BPF_ENABLE_STATS, on for this only) while foreign packets
-flood the path: what one event costs, and what one packet costs one node, which meets several.
+flood the path: what one event costs, and what one packet costs one node, which meets several. The third is the same in UDP mode, where a TCP
+stream travels in buffers of many packets: each of these is looked at, or, with `bursts` off, none.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
 from bench.common import circumstances, table
 from tweed.addr import parse_address
+from tweed.agent.client import call
 from tweed.kernel import bpf
 from tweed.kernel.netns import open_netns, run_in
 from tweed.kernel.tracer import Tracer
@@ -25,6 +28,7 @@ from tweed.lab import cluster, registry, topology
 NAME = "walkb"
 RUNS = 7
 PACKETS = 20_000
+STREAM = 256 << 20
 SRC, DST = "master/pod1", "node2/pod1"
 NODES = 2  # the sender's and the receiver's: what pods and the switch between cost is counted to them
 NONCE = b"bench-no"
@@ -37,6 +41,12 @@ def main() -> None:
             cluster.pause(lab, None)
             durations()
             costs(lab)
+        finally:
+            cluster.down(NAME, lambda _: None)
+        lab = cluster.up(NAME, topology.with_backend(topology.seed(), "udp"), lambda _: None)
+        try:
+            rows = [stream(lab, on) for on in (True, False) for _ in range(3)]
+            table(("UDP mode, one TCP stream", "packets per event", "ns per event", "ns per packet and node"), rows)
         finally:
             cluster.down(NAME, lambda _: None)
 
@@ -101,6 +111,47 @@ def flood(source: registry.Pod, sink: registry.Pod, wanted: bytes, kind: str) ->
     busiest = max(spent, key=lambda name: spent[name][0])
     each = spent[busiest][0] / max(1, spent[busiest][1])
     return kind, f"{count / PACKETS:.1f}", f"{nanoseconds / count:.0f}", f"{nanoseconds / PACKETS / NODES:.0f}", busiest, f"{each:.0f}"
+
+
+def stream(lab: registry.Lab, bursts: bool) -> tuple[str, ...]:
+    pods = {f"{node.name}/{pod.name}": pod for node in lab.nodes for pod in node.pods}
+    source, sink = pods[SRC], pods[DST]
+    spaces = [open_netns(source.netns), open_netns(sink.netns)]
+    statistics_on = bpf.enable_statistics()
+    try:
+        sender, listener = (run_in(space, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for space in spaces)
+        with sender, listener, Tracer(bursts=bursts) as tracer:
+            listener.bind((sink.ips[0], 5001))
+            listener.listen()
+            sender.connect((sink.ips[0], 5001))
+            tracer.look_for(17, b"another!", b"", {8285: "ip"}, [parse_address("203.0.113.1")])
+            taker = threading.Thread(target=take, args=(listener.accept()[0],))
+            taker.start()
+            sent = forwarded(lab)
+            before = {name: bpf.run_time(tracer.programs[name]) for name in ("queued", "received")}
+            for _ in range(STREAM >> 20):
+                sender.sendall(bytes(1 << 20))
+            sender.shutdown(socket.SHUT_WR)
+            taker.join()
+            sent = forwarded(lab) - sent
+            spent = [[now - was for now, was in zip(bpf.run_time(tracer.programs[name]), before[name], strict=True)] for name in before]
+    finally:
+        os.close(statistics_on)
+        for space in spaces:
+            os.close(space)
+    nanoseconds, count = (sum(values) for values in zip(*spent, strict=True))
+    return f"bursts {'looked into' if bursts else 'left alone'}", f"{sent / count:.1f}", f"{nanoseconds / count:.0f}", f"{nanoseconds / sent / NODES:.0f}"
+
+
+def take(opened: socket.socket) -> None:
+    with opened:
+        while opened.recv(1 << 20):
+            pass
+
+
+def forwarded(lab: registry.Lab) -> int:
+    """How many packets the nodes' processes have sent."""
+    return sum(int(call(node.socket, "GET", "/v1/status")["forwarding"]["counters"]["tx-packets"]) for node in lab.nodes)
 
 
 if __name__ == "__main__":

@@ -294,17 +294,19 @@ struct burst {
 static long tell_next(u64 number, struct burst *burst)
 {
 	u8 h[SAMPLE];
-	u32 offset = burst->offset, outer = burst->outer, size, total;
+	u32 offset = burst->offset, outer = burst->outer, left = burst->end - offset, size, total;
 	struct event *e;
 
-	if (offset + 28 > burst->end || dynptr_read(h, 28, &burst->packet, offset, 0))
+	if (offset > burst->end || left < 28)
+		return 1;
+	size = left < SAMPLE ? left : SAMPLE;
+	if (dynptr_read(h, size, &burst->packet, offset, 0))
 		return 1;
 	total = h[2] << 8 | h[3];
-	if (h[0] >> 4 != 4 || total < 28 || offset + total > burst->end)
+	if (h[0] >> 4 != 4 || total < 28 || total > left)
 		return 1;
 	burst->offset = offset + total;
-	size = total < SAMPLE ? total : SAMPLE;
-	if (dynptr_read(h, size, &burst->packet, offset, 0) || is_probe(burst->want, h, 0, size, 0) != YES)
+	if (is_probe(burst->want, h, 0, total < size ? total : size, 0) != YES)
 		return 0;
 	e = begin_packet(burst->skb, burst->dev, burst->kind, burst->code, burst->function);
 	if (!e)
