@@ -24,7 +24,7 @@ from tweed.trace.frames import Probe
 from tweed.trace.join import coarse, join
 from tweed.trace.probe import agreed, load
 from tweed.trace.recording import Recording, decode, encode
-from tweed.trace.sights import Recognised, sights
+from tweed.trace.sights import MOST_LOOK_UPS, Recognised, sights
 from tweed.trace.snapshot import AddressRow, DeviceRow, NeighbourRow, Node, Snapshot
 from tweed.wire.packet import Ethernet, Ipv4, Udp, Vxlan
 from tweed.wire.packet import encode as encode_packet
@@ -119,18 +119,22 @@ def test_a_packet_that_waits_for_a_neighbour_is_told_from_one_that_vanished() ->
     assert knows is not None and knows.cause.id != "neighbour-failed"
 
 
-def test_other_bytes_than_predicted_are_the_divergence() -> None:
+@pytest.mark.parametrize(
+    ("at", "bits", "fields"), [(1, 0x48, "IPv4 dscp"), (1, 0x49, "IPv4 dscp, IPv4 ecn"), (6, 0x40, "IPv4 dont_fragment"), (8, 1, "IPv4 ttl")]
+)
+def test_other_bytes_than_predicted_are_the_divergence(at: int, bits: int, fields: str) -> None:
     def remark(event: Event) -> Event:
-        """A TOS that nobody predicted, on the wire."""
+        """What nobody predicted, on the wire."""
         if event.kind != RECEIVED or event.device != "flannel.1" or event.frame[26:30] != SRC:
             return event
         data = bytearray(event.data)
-        data[event.network + 1] = 0x48
+        data[event.network + at] ^= bits
         return msgspec.structs.replace(event, data=bytes(data))
 
     walk = judged(changed(recordings("healthy"), remark))
     assert walk.verdict == "delivered" and walk.first_divergence is not None
     assert walk.first_divergence.cause.id == "bytes-differ" and (walk.first_divergence.node, walk.first_divergence.device) == ("node2", "flannel.1")
+    assert walk.first_divergence.cause.params["fields"] == fields
 
 
 @pytest.mark.parametrize("shift_ns", [0, 123_456_789, -3_600_000_000_000])
@@ -271,6 +275,18 @@ def test_a_look_up_without_a_device_belongs_to_the_node_whose_packet_the_cpu_has
     missed = Event(t_ns=move.t_ns + 1000, kind="routed", cpu=move.cpu, src=SRC, dst=DST, code=-11, table=254)
     seen = sights([move, missed, msgspec.structs.replace(missed, cpu=move.cpu + 1)], places, Probe(SRC, DST), {8472: "vxlan"})
     assert [sight.node for sight in seen] == [places[move.netns], places[move.netns], ""]
+
+
+def test_of_many_look_ups_for_the_same_addresses_the_packets_own_stay() -> None:
+    move = next(event for each in recordings("healthy") for event in each.events if event.kind == RECEIVED)
+    places = recordings("healthy")[0].heading.places
+    own = [Event(t_ns=move.t_ns + ns, kind="routed", netns=move.netns, cpu=move.cpu, src=SRC, dst=DST, table=254) for ns in (1000, 1200)]
+    busy = [msgspec.structs.replace(own[0], t_ns=move.t_ns + 7000 * step) for step in range(-500, 500) if step]
+    seen = sights([*busy, *own, move], places, Probe(SRC, DST), {8472: "vxlan"})
+    times = [sight.event.t_ns - move.t_ns for sight in seen]
+    assert len(times) == 1 + MOST_LOOK_UPS and {0, 1000, 1200} < set(times) and max(map(abs, times)) <= 7000 * 3
+    few = sights([*busy[:6], *own, move], places, Probe(SRC, DST), {8472: "vxlan"})
+    assert len(few) == 9
 
 
 def test_a_later_fragment_of_a_tunnel_is_no_packet_with_another_source() -> None:

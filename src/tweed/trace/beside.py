@@ -14,13 +14,13 @@ import msgspec
 
 from tweed.addr import format_address
 from tweed.model import TABLE_NAMES
-from tweed.trace.bits import Frame
+from tweed.trace.bits import MASKS, Frame
 from tweed.trace.cluster import Cluster
 from tweed.trace.events import CAPTURED, DROPPED, ICMP_SENT, ROUTED, TRACEPOINTS
-from tweed.trace.frames import Hop, Probe, Stage, frames
+from tweed.trace.frames import Probe, Stage, frames
 from tweed.trace.result import Seen, Step, Walk
 from tweed.trace.sights import Leg, Sight, is_error, later_piece
-from tweed.wire.packet import decode
+from tweed.wire.packet import Field, decode
 
 # Frees that are a matter of course: a socket's queue thrown away, a fragment together with the packet that it was joined to, a reply that no
 # datagram socket asked for, a packet socket's filter.
@@ -269,7 +269,7 @@ def differences(stage: Stage, sight: Sight, masked: bool) -> tuple[str, ...]:
         offsets = [at for at in range(len(data)) if (frame.data[at] ^ data[at]) & frame.known[at]]
     else:
         offsets = list(frame.differences(data))
-    names = [name for name in named(stage.hop, frame, offsets) if not event.burst or name not in OF_THE_BURST]
+    names = [name for name in named(frame, data, offsets) if not event.burst or name not in OF_THE_BURST]
     if len(data) < len(stage.frames[0]):
         names = [name for name in names if not name.endswith("checksum") or "IPv4" in name]
     if masked:
@@ -284,18 +284,24 @@ def fragmented(sight: Sight) -> bool:
     )
 
 
-def named(hop: Hop, frame: Frame, offsets: Iterable[int]) -> list[str]:
-    """The fields of a frame that hold these bytes."""
+def named(frame: Frame, data: bytes, offsets: Iterable[int]) -> list[str]:
+    """The fields of a frame that are others in `data` at these bytes. Fields of a few bits share a byte: those count whose bits differ."""
     packet = decode(frame.data, tunnels=frame.tunnels, bare=frame.bare)
     inside = packet.levels > 1
     names: dict[str, None] = {}
     for at in offsets:
         for layer in packet.layers:
             if layer.offset <= at < layer.offset + layer.length:
-                field = next((field for field in layer.fields if field.offset <= at < field.end), None)
+                there = [field for field in layer.fields if field.offset <= at < field.end]
+                fields = [field for field in there if len(there) == 1 or other_bits(layer.name, field, frame, data)]
                 where = "" if not inside else "inner " if layer.level else "outer "
-                names[f"{where}{layer.title} {field.name if field is not None else 'bytes'}"] = None
+                names |= dict.fromkeys(f"{where}{layer.title} {name}" for name in ([field.name for field in fields] or ["bytes"]))
     return list(names)
+
+
+def other_bits(layer: str, field: Field, frame: Frame, data: bytes) -> bool:
+    values = [int.from_bytes(each[field.offset : field.end], "big") for each in (frame.data, data, frame.known)]
+    return bool((values[0] ^ values[1]) & values[2] & MASKS.get((layer, field.name), -1))
 
 
 def with_sights(step: Step, sights: list[Seen]) -> Step:

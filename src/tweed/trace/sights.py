@@ -5,8 +5,9 @@ sights(events, places, probe, tunnels) -> (Sight, ...)       in the order of tim
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -18,6 +19,7 @@ from tweed.wire.packet import Carried, Layer, Packet, decode
 Leg = Literal["there", "back", "error", ""]
 NETWORKS = ("ipv4", "ipv6")
 AT_ONCE_NS = 1_000_000
+MOST_LOOK_UPS = 8  # of one node for one destination: a packet makes one for each table that its rules name
 
 
 class Sight(msgspec.Struct, frozen=True):
@@ -105,7 +107,31 @@ def sights(events: Iterable[Event], places: Mapping[int, str], probe: Probe, tun
         if key is not None:
             leg = pieces.setdefault(key, leg) if leg else pieces.get(key, "")
         found.append(Sight(event, node, leg, direction(event), packet))
-    return tuple(found)
+    return nearest(found)
+
+
+def nearest(found: Sequence[Sight]) -> tuple[Sight, ...]:
+    """Without look-ups that others made for the same addresses (they have no nonce), where there are more than a packet makes: those stay that are
+    nearest in time to where it was on that node."""
+    moments: dict[str, list[int]] = {}
+    alike: dict[tuple[str, bytes], list[int]] = {}
+    for position, sight in enumerate(found):
+        if sight.event.kind != ROUTED:
+            moments.setdefault(sight.node, []).append(sight.event.t_ns)
+        else:
+            alike.setdefault((sight.node, sight.event.dst), []).append(position)
+    others: set[int] = set()
+    for (node, _), positions in alike.items():
+        if len(positions) > MOST_LOOK_UPS:
+            distance = {position: apart(moments.get(node, []), found[position].event.t_ns) for position in positions}
+            others |= set(sorted(positions, key=distance.__getitem__)[MOST_LOOK_UPS:])
+    return tuple(sight for position, sight in enumerate(found) if position not in others)
+
+
+def apart(moments: Sequence[int], t_ns: int) -> int:
+    """From the nearest of them, which are in order."""
+    at = bisect.bisect(moments, t_ns)
+    return min((abs(t_ns - moment) for moment in moments[max(at - 1, 0) : at + 1]), default=0)
 
 
 def moment(event: Event) -> tuple[int, int]:
