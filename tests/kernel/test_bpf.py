@@ -134,6 +134,16 @@ def test_fragments_are_joined_by_their_identification(pair: tuple[Namespace, Nam
     assert sizes == [1514, 1514, 14 + 20 + 1048]
 
 
+def test_look_ups_that_others_make_for_the_same_address_leave_room_for_the_probe(pair: tuple[Namespace, Namespace]) -> None:
+    """A socket that is not connected looks up its route for each datagram."""
+    with Tracer() as tracer:
+        tracer.look_for(17, b"NONCE-09", b"", {}, [parse_address(THERE)])
+        send(pair[0], *itertools.repeat(b"somebody's", 25_000), b"NONCE-09" + bytes(20))
+        events = told(tracer, pair)
+    assert sum(event.kind == ROUTED for event in events) > 5_000
+    assert [event.kind for event in events if event.kind in (QUEUED, RECEIVED)][:2] == [QUEUED, RECEIVED]
+
+
 UDP_SEGMENT = 103
 
 

@@ -20,7 +20,7 @@
 #define PORTS 4
 #define ADDRESSES 8
 #define DATA 256
-#define ROOM (1 << 20) /* for events that nobody has read yet */
+#define ROOM (1 << 22) /* for events that nobody has read yet */
 #define ENOUGH 64 /* IPv6, a fragment header, and the start of what follows */
 #define BURST 64  /* datagrams that UDP_SEGMENT and UDP_GRO put together at most (UDP_MAX_SEGMENTS) */
 #define OUTER 64  /* bytes for Ethernet, IPv4 and UDP headers around a burst */
@@ -210,14 +210,10 @@ yes:
 	return YES;
 }
 
-INLINE struct event *begin(u32 kind)
+INLINE struct event *begin(u32 kind, u32 size)
 {
-	struct event *e;
+	struct event *e = ringbuf_reserve(&events, size, 0);
 
-	/* Look-ups have no nonce: busy addresses make many thousand a second, which are not to take the packet's own room. */
-	if (kind >= ROUTED && ringbuf_query(&events, 0) > ROOM / 2)
-		return 0;
-	e = ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e)
 		return 0;
 	e->t_ns = ktime_ns();
@@ -258,7 +254,7 @@ INLINE u32 frame_at(struct sk_buff *skb, u32 network)
 INLINE struct event *begin_packet(struct sk_buff *skb, struct net_device *dev, u32 kind, s32 code, void *function)
 {
 	static const char symbol[] = "%pS";
-	struct event *e = begin(kind);
+	struct event *e = begin(kind, sizeof(*e));
 	struct sock *sk;
 
 	if (!e)
@@ -410,6 +406,14 @@ int icmp_sent(u64 *ctx)
 	return tell(skb, skb->dev, ICMP_SENT, skb->network_header, (s32)ctx[1] << 8 | (s32)ctx[2], 0);
 }
 
+/* Look-ups have no nonce: busy addresses make many thousand a second, which are not to take the packet's own room. */
+INLINE struct event *begin_look_up(u32 kind)
+{
+	if (ringbuf_query(&events, 0) > ROOM / 2)
+		return 0;
+	return begin(kind, sizeof(struct event) - DATA);
+}
+
 INLINE void gateway_of(struct event *e, struct fib_nh_common *nhc)
 {
 	struct net_device *dev = nhc->nhc_dev;
@@ -441,7 +445,7 @@ int routed(u64 *ctx)
 			goto ours;
 	return 0;
 ours:
-	e = begin(ROUTED);
+	e = begin_look_up(ROUTED);
 	if (!e)
 		return 0;
 	e->table = ctx[0];
@@ -480,7 +484,7 @@ int routed6(u64 *ctx)
 	}
 	return 0;
 ours:
-	e = begin(ROUTED6);
+	e = begin_look_up(ROUTED6);
 	if (!e)
 		return 0;
 	e->iif = flow->__fl_common.flowic_iif;

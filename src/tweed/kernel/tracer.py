@@ -24,7 +24,7 @@ PROGRAMS = {
     "routed": "fib_table_lookup",
     "routed6": "fib6_table_lookup",
 }
-BUFFER = 1 << 20  # as in observe.bpf.c
+BUFFER = 1 << 22  # as in observe.bpf.c
 PORTS, ADDRESSES = 4, 8
 TUNNEL, WORD = Struct(">H"), Struct("=H")
 
