@@ -161,6 +161,14 @@ class Vxlan(msgspec.Struct, frozen=True):
     ageing_s: int = 300
 
 
+class Netconf(msgspec.Struct, frozen=True):
+    """Whether a device (or `all`, `default`) forwards packets of a family, 4 or 6."""
+
+    family: int
+    device: str
+    forwarding: bool
+
+
 class Link(msgspec.Struct, frozen=True):
     """A device as the kernel shows it. `kind` is "" for a physical device, else "vxlan", "veth", "bridge" and so on.
 

@@ -11,7 +11,7 @@ from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.kernel import links, tables
 from tweed.kernel.monitor import Monitor, Notice
 from tweed.kernel.netlink import Netlink
-from tweed.model import PROTOCOL_BOOT, Change, FdbEntry, InterfaceAddress, Link, Neighbour, Route
+from tweed.model import PROTOCOL_BOOT, Change, FdbEntry, InterfaceAddress, Link, Neighbour, Netconf, Route
 
 MAC = parse_mac("00:11:22:33:44:55")
 ROWS = [
@@ -126,6 +126,16 @@ def test_what_was_expected_is_forgotten(node, monitor):
         monitor.expect((Change("replace", fdb),))
         apply(stranger, "delete", [fdb])
         assert tables_of(monitor) == [Notice("fdb", "del", fdb)]  # the opposite of what was expected
+
+
+def test_forwarding_is_told(node, monitor):
+    node.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    monitor.drain()
+    node.run("sysctl -qw net.ipv4.conf.u0.forwarding=0 net.ipv4.conf.u0.rp_filter=1 net.ipv6.conf.u1.forwarding=0")
+    assert [notice.row for notice in monitor.drain() if notice.kind == "netconf"] == [Netconf(4, "u0", False), Netconf(6, "u1", False)]
+    node.run("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+    told = {notice.row for notice in monitor.drain() if notice.kind == "netconf"}
+    assert {Netconf(family, name, False) for family in (4, 6) for name in ("all", "default", "u0")} <= told | {Netconf(4, "u0", False)}
 
 
 def test_devices_come_and_go_by_name(node, monitor):

@@ -152,6 +152,14 @@ def test_device_by_event_alone(by_event: Cluster, family: int) -> None:
         print(f"\nIPv{family}: {what}: healed after {took * 1000:.0f} ms, {len(stream.lost)} of {stream.sent} lost, hole of {stream.hole_s * 1000:.0f} ms")
 
 
+@pytest.mark.parametrize("setting", ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.flannel/1.forwarding"])
+def test_forwarding_by_event_alone(by_event: Cluster, setting: str) -> None:
+    node = by_event.nodes[0]
+    node.sh(f"sysctl -qw {setting}=0")
+    wait_for(lambda: node.sh(f"sysctl -n {setting}") == "1\n", "it is on again", 10.0)
+    wait_for(lambda: node.status()["ready"] and not node.problems(), "ready")
+
+
 def test_device_by_tick_alone(by_tick: Cluster) -> None:
     subject, peer, _ = by_tick.nodes
     for family in (4, 6):

@@ -12,7 +12,7 @@ from tweed.agent.upkeep import Upkeep
 from tweed.errors import KernelError
 from tweed.kernel.monitor import Monitor, Notice
 from tweed.kernel.nft import NftMonitor
-from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Route
+from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Netconf, Route
 
 NFT_DELAY_S = 1.0
 CONTAINERS_DELAY_S = 0.1
@@ -110,5 +110,7 @@ class Ears:
                 return any(dst.contains(host) for host in self.dataplane.reaches)  # the way to a peer's host may be another now
             case Neighbour(device=device) | FdbEntry(device=device):
                 return device in devices
+            case Netconf(device=device, forwarding=forwarding):
+                return not forwarding and (device == "all" or device in devices | underlay | self.upkeep.devices)
             case _:
                 return True  # an overrun: anything may have happened

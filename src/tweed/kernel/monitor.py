@@ -9,16 +9,17 @@ import msgspec
 
 from tweed.kernel.netlink import RECEIVE, Netlink, open_socket
 from tweed.kernel.tables import Names
-from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Route, Row
+from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Netconf, Route, Row
 from tweed.wire import link as link_wire
+from tweed.wire import netconf, rtnl
 from tweed.wire import netlink as wire
-from tweed.wire import rtnl
 from tweed.wire.route import RTM_NEWROUTE
 
 # Bits of the groups that a socket can listen to (linux/rtnetlink.h RTNLGRP_*). fdb changes come with the neighbours'.
 LINK, NEIGH = 1 << 0, 1 << 2
 IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1 << 4, 1 << 6, 1 << 8, 1 << 10
-GROUPS = LINK | NEIGH | IPV4_IFADDR | IPV4_ROUTE | IPV6_IFADDR | IPV6_ROUTE
+IPV4_NETCONF, IPV6_NETCONF = 1 << 23, 1 << 24
+GROUPS = LINK | NEIGH | IPV4_IFADDR | IPV4_ROUTE | IPV6_IFADDR | IPV6_ROUTE | IPV4_NETCONF | IPV6_NETCONF
 # Room for the echoes of our own 10,000 leases: each of their 30,000 announcements counts for 768 bytes of the doubled buffer.
 BUFFER = 16 << 20
 # Datagrams taken in one drain, so that a storm cannot hold the caller: the rest is there at the next.
@@ -39,9 +40,9 @@ class Notice(msgspec.Struct, frozen=True):
     kind "overrun" (no row): more happened than could be kept, look at everything again.
     """
 
-    kind: Literal["link", "address", "route", "neighbour", "fdb", "overrun"]
+    kind: Literal["link", "address", "route", "neighbour", "fdb", "netconf", "overrun"]
     op: Literal["new", "del"] = "new"
-    row: Row | Link | None = None
+    row: Row | Link | Netconf | None = None
     port: int = 0
 
 
@@ -113,6 +114,8 @@ class Monitor:
                         self._gone.discard(link.index)
                     if port not in self.own:
                         notices.append(Notice("link", op, link, port))
+            elif kind == netconf.RTM_NEWNETCONF:
+                notices += [Notice("netconf", "new", setting, port) for setting in netconf.decode(message, self._names)]
             elif port not in self.own:
                 for row in rtnl.decode(message, self._names):
                     echo = echo_of(op, row)
