@@ -307,13 +307,14 @@ static long tell_next(u64 number, struct burst *burst)
 	e = begin_packet(burst->skb, burst->dev, burst->kind, burst->code, burst->function);
 	if (!e)
 		return 1;
-	e->network = burst->network;
 	e->length = outer + total;
 	if (outer + total != burst->length)
 		e->table = burst->length;
 	size = total < DATA - OUTER ? total : DATA - OUTER;
-	if (outer <= OUTER && !read_kernel(e->data, outer, burst->skb->head + burst->from) && !dynptr_read(e->data + outer, size, &burst->packet, offset, 0))
+	if (outer <= OUTER && !read_kernel(e->data, outer, burst->skb->head + burst->from) && !dynptr_read(e->data + outer, size, &burst->packet, offset, 0)) {
 		e->captured = outer + size;
+		e->network = burst->network;
+	}
 	ringbuf_submit(e, 0);
 	return 0;
 }
