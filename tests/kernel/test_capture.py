@@ -57,6 +57,17 @@ def test_both_ends_see_a_frame_with_its_direction_and_time(pair):
     assert times == sorted(times) and before <= times[0] <= times[-1] <= time.time_ns()
 
 
+def test_times_are_those_of_passing_from_the_first_frame_on(pair):
+    """The kernel begins to stamp frames a moment after somebody has asked for it, and stops when nobody does any more."""
+    near, _ = pair
+    for _ in range(30):
+        with Capture(["near"], near.fd) as sent:
+            send(near, "near", frame(b"one"))
+            passed = time.time_ns()
+            (seen,) = sent.drain(5)
+        assert seen.t_ns <= passed
+
+
 def test_several_devices_of_one_namespace_come_in_order_of_time(pair):
     near, far = pair
     far.run("ip link add bridge0 type bridge; ip link set bridge0 up; ip link set far master bridge0; sysctl -qw net.ipv6.conf.bridge0.disable_ipv6=1")

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import select
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Literal
@@ -24,11 +25,13 @@ ETH_P_ALL = 3
 SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_TIMESTAMPNS_NEW = 26, 33, 64
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 PACKET_OTHERHOST, PACKET_OUTGOING = 3, 4
-ETHERNET, ARPHRD_NONE = 14, 65534  # a header's size; linux/if_arp.h
+ETHERNET = 14
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772
 
 BUFFER = 2 << 20
 LARGEST = 1 << 17  # a segmented IPv6 packet may be longer than 64 KiB
 AT_ONCE = 4096
+STAMPS_S = 0.5
 
 TIMESPEC = Struct("=qq")
 STATISTICS = Struct("=II")
@@ -64,6 +67,7 @@ class Capture:
         try:
             for device in dict.fromkeys(devices):
                 self._open(device, netns, filter, buffer)
+            wait_for_stamps()
         except BaseException:
             self.close()
             raise
@@ -113,10 +117,9 @@ class Capture:
                     if error.errno != errno.ENETDOWN:  # said once when the device goes down or away; it may come up again
                         raise KernelError(f"capture at {device}", error.errno or 0, error.strerror or "") from None
                     continue
-                seconds, nanoseconds = next((TIMESPEC.unpack(value) for _, kind, value in control if kind == SO_TIMESTAMPNS_NEW), (0, 0))
                 kind = address[2]
                 direction: Direction = "out" if kind == PACKET_OUTGOING else "other" if kind == PACKET_OTHERHOST else "in"
-                frames.append(Frame(device, seconds * 1_000_000_000 + nanoseconds, direction, data, 0 if address[3] == ARPHRD_NONE else ETHERNET))
+                frames.append(Frame(device, stamp(control), direction, data, ETHERNET if address[3] in (ARPHRD_ETHER, ARPHRD_LOOPBACK) else 0))
         frames.sort(key=lambda frame: frame.t_ns)
         return frames
 
@@ -126,6 +129,30 @@ class Capture:
         for _, opened in self._sockets.values():
             self._lost += STATISTICS.unpack(opened.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size))[1]  # reading resets it
         return self._lost
+
+
+def stamp(control: Iterable[tuple[int, int, bytes]]) -> int:
+    """Nanoseconds since 1970, 0 without a time."""
+    seconds, nanoseconds = next((TIMESPEC.unpack(value) for _, kind, value in control if kind == SO_TIMESTAMPNS_NEW), (0, 0))
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+
+def wait_for_stamps() -> None:
+    """Until the kernel stamps frames where they pass, which it begins with a moment after the first socket has asked for it (net_enable_timestamp
+    leaves that to a work item). What passes earlier gets the time at which it is read, and so comes out of order."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as own:
+        own.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS_NEW, 1)
+        try:
+            own.bind(("127.0.0.1", 0))
+        except OSError:  # no loopback to try it on
+            return
+        deadline = time.monotonic() + STAMPS_S
+        while time.monotonic() < deadline:
+            own.sendto(b"", own.getsockname())
+            sent_ns = time.time_ns()
+            if stamp(own.recvmsg(1, 64)[1]) <= sent_ns:
+                return
+            time.sleep(STAMPS_S / 1000)
 
 
 def attach(opened: socket.socket, filter: Filter) -> None:
