@@ -37,18 +37,20 @@ class Cluster:
     """Nodes that change, a reader of the changes, and what it has told so far."""
 
     def __init__(self):
-        self.nodes, self.records, self.revision = {}, {}, 1
+        self.nodes, self.read, self.records, self.revision = {}, {}, {}, 1
         self.reader = reader()
 
     def change(self, name, cidr, what, delete):
         self.revision += 1
         kind = "DELETED" if delete and name in self.nodes else "MODIFIED" if name in self.nodes else "ADDED"
         if kind == "DELETED":
-            node = self.nodes.pop(name) | {}
+            node = self.nodes.pop(name)
+            del self.read[name]
             node = node | {"metadata": node["metadata"] | {"resourceVersion": str(self.revision)}}
         else:
             cidr = self.nodes[name]["spec"]["podCIDR"] if name in self.nodes else cidr
             node = self.nodes[name] = document(name, self.revision, cidr, what)
+            self.read[name] = read(msgspec.convert(node, Node), NAMES)
         events, error = self.reader.read([msgspec.json.encode({"type": kind, "object": node})])
         if error is not None:
             assert isinstance(error, Compacted)
@@ -61,8 +63,7 @@ class Cluster:
 
     def list(self):
         published = Published(self.revision)
-        found = [(name, read(msgspec.convert(node, Node), NAMES)) for name, node in self.nodes.items()]
-        for name, what in sorted(found, key=lambda f: not isinstance(f[1], LeaseRecord)):
+        for name, what in sorted(self.read.items(), key=lambda f: not isinstance(f[1], LeaseRecord)):
             published.see(name, what, None)
         self.reader.now = published
         self.records = {r.key: r for r in published.by_node.values() if isinstance(r, LeaseRecord)}
@@ -70,8 +71,7 @@ class Cluster:
     def published(self):
         """All leases that Nodes publish now, by key: one of them, where there are several, is the right one."""
         found = {}
-        for node in self.nodes.values():
-            what = read(msgspec.convert(node, Node), NAMES)
+        for what in self.read.values():
             if isinstance(what, LeaseRecord):
                 found.setdefault(what.key, []).append(what.lease)
         return found

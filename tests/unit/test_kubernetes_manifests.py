@@ -18,7 +18,7 @@ VERSIONS = ["1.25.0", kubernetes_validate.latest_version()]
 
 
 def documents(path):
-    return [document for document in yaml.safe_load_all(path.read_text()) if document is not None]
+    return [document for document in yaml.load_all(path.read_text(), yaml.CSafeLoader) if document is not None]
 
 
 def render(directory):

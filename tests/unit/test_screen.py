@@ -279,7 +279,7 @@ def test_ten_thousand_leases_and_as_many_wider_newcomers():
     """Nothing is asserted of the time, but pairing each with each would be noticed: it takes minutes."""
 
     def numbered(i: int, length: int, created: int) -> LeaseRecord:
-        subnet = Prefix.of(P("10.0.0.0/8").value + (i << (32 - length)), length, 4)
+        subnet = Prefix.of((10 << 24) + (i << (32 - length)), length, 4)
         lease = Lease(Endpoint(subnet, bytes((172, 16 + (i >> 16), i >> 8 & 255, i & 255)), mac(created), 1))
         return LeaseRecord(lease, None, 1, created, 100.0)
 
