@@ -169,7 +169,7 @@ def junk_texts(choose: Choices) -> str:
     return json.dumps(junk.damaged(choose, choose.one_of([json.loads(EVERYTHING), {"Network": "10.1.0.0/16"}]), (*WORDS, choose.text(20))))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(junk_texts)
 def test_junk_is_a_configuration_or_refused_in_one_line(text):
     try:

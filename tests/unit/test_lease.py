@@ -176,7 +176,7 @@ def junk_leases(choose: Choices) -> tuple[str, bytes]:
     return key, json.dumps(junk.damaged(choose, json.loads(choose.one_of(RECORDS)[1]), (*WORDS, choose.text(20)))).encode()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(junk_leases)
 def test_junk_is_a_lease_or_refused_in_one_line(record):
     key, value = record

@@ -81,7 +81,7 @@ def questions(choose: Choices) -> Question:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(questions)
 def test_route_choice_equals_the_oracle(question: Question):
     rows, rule_rows, dst, src, iif, flow = question

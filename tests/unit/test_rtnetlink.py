@@ -64,7 +64,7 @@ def test_a_row_says_what_iproute2_would(number: int, text: str):
     assert row.text.replace(" state DOWN", "") == text
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.sampled_from(SAMPLES), damages)
 def test_what_is_damaged_is_read_or_refused(sample, damage):
     message, read = sample

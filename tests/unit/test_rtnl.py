@@ -84,28 +84,28 @@ def fdb_rows(choose: Choices) -> FdbEntry:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(route_rows)
 def test_routes_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [row]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(address_rows)
 def test_addresses_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [msgspec.structs.replace(row, nodad=False)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(neighbour_rows)
 def test_neighbours_round_trip(row):
     assert rtnl.decode(rtnl.encode(Change("replace", row), INDEX), NAMES) == [row]
     assert rtnl.decode(rtnl.encode(Change("delete", row), INDEX), NAMES) == [msgspec.structs.replace(row, mac=None)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(fdb_rows)
 def test_fdb_entries_round_trip(row):
     for op in ("replace", "delete"):
@@ -150,7 +150,7 @@ def text(address: bytes | None) -> str | None:
     return None if address is None else socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(route_rows)
 def test_pyroute2_reads_our_routes(row):
     row = msgspec.structs.replace(row, other=b"", gateway=row.gateway if row.gateway is None or len(row.gateway) == len(row.dst.address) else None)
@@ -172,7 +172,7 @@ def test_pyroute2_reads_our_routes(row):
     assert (read.get_attr("RTA_PRIORITY") or 0) == row.metric
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(route_rows)
 def test_we_read_pyroute2s_routes(row):
     row = msgspec.structs.replace(row, other=b"", gateway=row.gateway if row.gateway is None or len(row.gateway) == len(row.dst.address) else None)
@@ -188,7 +188,7 @@ def test_we_read_pyroute2s_routes(row):
     assert rtnl.decode(data, NAMES) == [row]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(neighbour_rows)
 def test_pyroute2_and_neighbours(row):
     read = theirs(ndmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -206,7 +206,7 @@ def test_pyroute2_and_neighbours(row):
     assert rtnl.decode(by_pyroute2(ndmsg, 28, fields, attrs), NAMES) == [row]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(fdb_rows.map(lambda row: msgspec.structs.replace(row, dst=row.dst and row.dst[:4])))
 def test_pyroute2_and_fdb_entries(row):
     read = theirs(ndmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -228,7 +228,7 @@ def test_pyroute2_and_fdb_entries(row):
     assert rtnl.decode(by_pyroute2(ndmsg, 28, fields, attrs), NAMES) == [row]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(address_rows)
 def test_pyroute2_and_addresses(row):
     read = theirs(ifaddrmsg, rtnl.encode(Change("replace", row), INDEX))
