@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -24,22 +25,24 @@ hypothesis.settings.register_profile("tweed", deadline=None)
 hypothesis.settings.load_profile("tweed")
 
 
-def directory(item: pytest.Item) -> str:
-    """The directory under tests that an item is in, "" for tests itself."""
-    parts = item.path.relative_to(Path(__file__).parent).parts
+@cache
+def directory(path: Path) -> str:
+    """The directory under tests that a file is in, "" for tests itself."""
+    parts = path.relative_to(Path(__file__).parent).parts
     return parts[0] if len(parts) > 1 else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ORDER.index(directory(item)) if directory(item) in ORDER else -1)
+    items.sort(key=lambda item: ORDER.index(directory(item.path)) if directory(item.path) in ORDER else -1)
     if os.geteuid() != 0:
         for item in items:
-            if directory(item) in NEED_ROOT:
+            if directory(item.path) in NEED_ROOT:
                 item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(100_000)
     gc.enable()
 
 

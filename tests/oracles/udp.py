@@ -22,7 +22,8 @@ class World(NamedTuple):
 
 def total(data: bytes) -> int:
     """RFC 1071: the words' sum, with the carries brought back in at the end (section 2)."""
-    data += bytes(len(data) % 2)
+    if len(data) % 2:
+        data += b"\0"
     value = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while value > 0xFFFF:
         value = (value & 0xFFFF) + (value >> 16)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,12 @@ from tweed.trace.result import Tier, Walk
 DIRECTORY = Path(__file__).parent / "recordings"
 
 
-def recordings(name: str) -> list[Recording]:
-    return [decode(gzip.decompress(path.read_bytes()), path.name) for path in sorted((DIRECTORY / name).iterdir())]
+@cache
+def recordings(name: str) -> tuple[Recording, ...]:
+    return tuple(decode(gzip.decompress(path.read_bytes()), path.name) for path in sorted((DIRECTORY / name).iterdir()))
 
 
-def judged(those: list[Recording], tier: Tier = "bpf") -> Walk:
+def judged(those: Sequence[Recording], tier: Tier = "bpf") -> Walk:
     together = join(those)
     cluster = Cluster(together.snapshot)
     shot = Shot(together.sender.probe, b"")
@@ -32,6 +34,6 @@ def judged(those: list[Recording], tier: Tier = "bpf") -> Walk:
     return judge(predict(cluster, shot, tier), shot.probe, reply_to(shot), cluster, outcome, tier)
 
 
-def changed(those: list[Recording], change: Callable[[Event], Event | None]) -> list[Recording]:
+def changed(those: Sequence[Recording], change: Callable[[Event], Event | None]) -> list[Recording]:
     """The recordings with other events: `change(event)` is the event or None."""
     return [msgspec.structs.replace(each, events=tuple(new for event in each.events if (new := change(event)) is not None)) for each in those]

@@ -4,7 +4,8 @@
     def routes(choose: Choices) -> Route:
         return Route(choose.one_of(PREFIXES), metric=choose.number(0, 2**32 - 1))
 
-    @given(routes)
+    @cases(100, routes)
+    def test_routes_round_trip(route: Route) -> None: ...
 
 A strategy of hypothesis' own makes dozens of draws for a value with dozens of fields, and those are what takes the time. Here it is one, and
 what fails still shrinks, toward zeros: write the simplest choice first.
@@ -13,11 +14,13 @@ what fails still shrinks, toward zeros: write the simplest choice first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 T = TypeVar("T")
+TOGETHER = 10
 # Of each kind that readers tell apart: letters, digits, blanks, what is not printed or not ASCII, quotes and what parts words.
 CHARACTERS = "aZ0 9\n\t\0\x1b\x7f\"'\\/.:,-+&=%{[<>äß路\u00a0\u2028\u202e\ufeff\U0001f600"
 
@@ -68,6 +71,25 @@ class Choices:
 def spelled(size: int) -> Callable[[Callable[[Choices], T]], st.SearchStrategy[T]]:
     """A strategy of what a function makes of the choices of `size` bytes."""
     return lambda make: st.binary(min_size=size, max_size=size).map(lambda data: make(Choices(data)))
+
+
+def cases(count: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`@given` of at least `count` cases, ten to an example: what hypothesis does around an example takes longer than most cases."""
+    example = st.tuples(*[st.tuples(*strategies)] * TOGETHER)
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        def run(example: tuple[tuple[Any, ...], ...]) -> None:
+            for case in example:
+                try:
+                    test(*case)
+                except Exception:
+                    note(f"The failing case: {case!r}")
+                    raise
+
+        run.__name__, run.__qualname__, run.__module__, run.__doc__ = test.__name__, test.__qualname__, test.__module__, test.__doc__
+        return settings(max_examples=-(-count // TOGETHER))(given(example)(run))
+
+    return decorate
 
 
 class Damage(NamedTuple):

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 from hypothesis import example, given
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix
 
@@ -43,7 +43,7 @@ def prefixes(choose: Choices) -> list[Prefix]:
     return [pair[0], choose.one_of((pair[1], pair[1], Prefix(bytes(20 - size), 0)))]
 
 
-@given(prefixes)
+@cases(100, prefixes)
 def test_what_is_inside_is_what_has_all_its_addresses_inside(pair: list[Prefix]):
     outer, inner = (ipaddress.ip_interface((prefix.address, prefix.length)).network for prefix in pair)
     same = outer.version == inner.version

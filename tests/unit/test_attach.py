@@ -4,8 +4,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix, format_address, format_mac, is_unicast_mac, parse_address, parse_mac
 from tweed.errors import UsageError
@@ -137,9 +136,14 @@ def test_a_full_subnet_is_said(subnet, taken):
     assert error.value.wait_s is None
 
 
-@settings(max_examples=27)
-@given(st.sampled_from([4, 6]), st.integers(2, 4), st.sets(st.integers(0, 15)), st.integers(0, 15))
-def test_the_choice_is_the_first_free_one_after_the_last(family, bits, taken_offsets, last_offset):
+@spelled(24)
+def ranges(choose: Choices):
+    return choose.one_of((4, 6)), choose.number(2, 4), set(choose.several(15, lambda: choose.below(16))), choose.number(0, 15)
+
+
+@cases(40, ranges)
+def test_the_choice_is_the_first_free_one_after_the_last(case):
+    family, bits, taken_offsets, last_offset = case
     base = parse_address("10.7.0.16" if family == 4 else "fd00::10")
     subnet = Prefix(base, len(base) * 8 - bits).network
     usable = range(2, subnet.step - (family == 4))

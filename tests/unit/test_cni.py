@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix, format_address, parse_address, parse_mac
 from tweed.model import InterfaceAddress, Link, Route
@@ -36,16 +35,21 @@ def conf(**more):
 # ---- the call ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60)
-@given(st.lists(st.binary(max_size=30).filter(lambda b: b"\0" not in b and b), max_size=6), st.binary(max_size=60))
-def test_a_call_is_read_as_it_was_sent(lines, config):
+@spelled(180)
+def variables(choose: Choices):
+    """What other variables hold, and a configuration of any bytes."""
+    return choose.several(6, lambda: choose.bytes(1 + choose.below(30)).replace(b"\0", b"=")), choose.bytes(choose.below(60))
+
+
+@cases(60, variables)
+def test_a_call_is_read_as_it_was_sent(sent):
+    lines, config = sent
     head = [b"CNI_COMMAND=ADD", b"CNI_CONTAINERID=c", *(b"CNI_X=" + line for line in lines), b"CNI_ARGS="]
     call = parse_call(b"tweed-cni=1\0" + b"".join(line + b"\0" for line in head) + b"\0" + config)
     assert call == Call(command="ADD", container_id="c", config=config)
 
 
-@settings(max_examples=60)
-@given(st.binary(max_size=200))
+@cases(60, st.binary(max_size=200))
 def test_no_call_and_no_configuration_raises_anything_else(data):
     for read in (lambda: cni.check_call(parse_call(data)), lambda: parse_conf(data), lambda: parse_args(data.decode(errors="replace"))):
         try:
@@ -110,8 +114,7 @@ def test_parts(text, subnet, part):
     assert str(part_of(text, Prefix.parse(subnet))) == part
 
 
-@settings(max_examples=40)
-@given(st.integers(0, 6), st.integers(24, 24))
+@cases(40, st.integers(0, 6), st.integers(24, 24))
 def test_parts_are_the_whole_and_nothing_twice(bits, length):
     subnet = Prefix(parse_address("10.9.0.0"), length)
     parts = [part_of(f"{i}/{1 << bits}", subnet) for i in range(1, (1 << bits) + 1)]
@@ -172,8 +175,7 @@ def pools(choose: Choices) -> Pool:
     return Pool(host(), sorted((host(), host())), held, freed, choose.several(2, lambda: sorted((host(), host()))), choose.flag())
 
 
-@settings(max_examples=100)
-@given(pools)
+@cases(100, pools)
 def test_what_is_handed_out_is_free_usable_and_not_reserved(case):
     """Against the list of all addresses of a small range, looked at one by one; beside it in the set a range that is full."""
     subnet, ends, clock = SMALL, case.ends, 60.0
@@ -288,8 +290,7 @@ def test_the_alias_brings_an_attachment_back(network):
         assert attach.from_alias(msgspec.structs.replace(link, **other), "cni0", 5.0) is None
 
 
-@settings(max_examples=60)
-@given(st.integers(1, cni.CONTAINER_ID_MAX), st.sampled_from(["eth0", "e" * 15, "é" * 7]), st.integers(1, 255))
+@cases(60, st.integers(1, cni.CONTAINER_ID_MAX), st.sampled_from(["eth0", "e" * 15, "é" * 7]), st.integers(1, 255))
 def test_no_alias_is_longer_than_linux_takes(container_id, ifname, network):
     """Nor is anything but the network's name left out, or cut."""
     made = msgspec.structs.replace(attachment("c" * container_id), ifname=ifname, network="n" * network)

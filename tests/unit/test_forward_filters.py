@@ -6,9 +6,8 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from tests.unit.nft_json import ct, ip, meta, prefix
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix
 from tweed.plan import iptables_chains
@@ -209,8 +208,7 @@ def fate(chains: dict[str, Chain], taken: dict[str, bool], name: str = "0") -> s
     return dropped if how == "ended" else "policy" if chains[name].drops else None
 
 
-@settings(max_examples=33)
-@given(firewalls)
+@cases(33, firewalls)
 def test_the_walk_against_every_packet(chains: dict[str, Chain]) -> None:
     """Each rule that takes a part may match a packet or not: all combinations are tried.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.nft_json import ct, ip, meta, prefix
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix
 from tweed.plan import iptables_chains
@@ -114,11 +114,12 @@ RULES = [
 ]
 
 
-@settings(max_examples=33)
-@given(
-    st.lists(st.sampled_from([f"FORWARD {rule}" for rule in RULES] + BOTH.splitlines()), max_size=6),
-    st.sampled_from(["ACCEPT", "DROP"]),
-)
+@spelled(7)
+def chains(choose: Choices) -> list[str]:
+    return choose.several(6, lambda: choose.one_of([f"FORWARD {rule}" for rule in RULES] + BOTH.splitlines()))
+
+
+@cases(40, chains, st.sampled_from(["ACCEPT", "DROP"]))
 def test_after_the_edits_nothing_is_left_to_do(rules: list[str], policy: str) -> None:
     one = saved("\n".join(rules), policy)
     table = iptables_chains.parse(one.text).without("tweed forward 1")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import format_mac
 from tweed.addr import parse_address as ip
@@ -79,26 +79,19 @@ def test_udp_and_tcp_equal_scapys(proto: str, family: int):
     assert frame.unknown == (("IPv6 flow_label",) if family == 6 else ()) + (("TCP window", "TCP checksum") if proto == "tcp" else ())
 
 
-macs, u16 = st.binary(min_size=6, max_size=6), st.integers(0, 0xFFFF)
-tunnels = st.builds(
-    Tunnel,
-    st.sampled_from([PEER_HOST, ip("fd77::202")]),
-    st.none(),
-    macs,
-    macs,
-    st.integers(0, 0xFFFFFF),
-    st.just(8472),
-    u16,
-    st.booleans(),
-    st.integers(1, 255),
-    u16,
-)
+@spelled(60)
+def tunnels(choose: Choices) -> tuple[Tunnel, bytes, bytes, int, int, int, int]:
+    """With the MACs, TTL, size, IP id and identifier of the echo in it."""
+    u16, dst = 0xFFFF, choose.one_of((PEER_HOST, ip("fd77::202")))
+    macs, vni, port, checksum = (choose.bytes(6), choose.bytes(6)), choose.number(0, 0xFFFFFF), choose.number(0, u16), choose.flag()
+    tunnel = Tunnel(dst, None, *macs, vni, 8472, port, checksum, choose.number(1, 255), choose.number(0, u16))
+    return tunnel, choose.bytes(6), choose.bytes(6), choose.number(1, 255), choose.number(48, 1400), choose.number(0, u16), choose.number(0, u16)
 
 
-@settings(max_examples=17, deadline=None)
-@given(tunnels, macs, macs, st.integers(1, 255), st.integers(48, 1400), u16, u16)
-def test_any_tunnel_equals_scapys(tunnel: Tunnel, dst: bytes, src: bytes, ttl: int, size: int, id: int, identifier: int):
+@cases(20, tunnels)
+def test_any_tunnel_equals_scapys(case: tuple[Tunnel, bytes, bytes, int, int, int, int]):
     """The outer header of either family around an inner echo of IPv4."""
+    tunnel, dst, src, ttl, size, id, identifier = case
     four = len(tunnel.dst) == 4
     tunnel = msgspec.structs.replace(tunnel, src=HOST if four else ip("fd77::200"))
     frame = one(Probe(A, B, size=size, sport=identifier, sequence=9, id=id), Hop("x", "nic", "out", dst, src, ttl, None, tunnel))
@@ -224,8 +217,7 @@ def joined(stage_frames: tuple[Frame, ...], mtu: int, level: int = 0) -> bytes:
     return found
 
 
-@settings(max_examples=22, deadline=None)
-@given(st.integers(600, 9000), st.integers(1280, 1600), st.sampled_from([4, 6]))
+@cases(22, st.integers(600, 9000), st.integers(1280, 1600), st.sampled_from([4, 6]))
 def test_fragments_make_the_datagram_again(size: int, mtu: int, family: int):
     probe = Probe(A, B, size=size, id=3) if family == 4 else Probe(A6, B6, size=size, id=3)
     (stage,) = frames(probe, [Hop("x", "eth0", "out", POD, GATEWAY, 64, mtu)])

@@ -4,9 +4,8 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given, settings
 from tests.unit import junk
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.errors import Compacted, StoreError
 from tweed.model import LeaseRecord
@@ -83,8 +82,7 @@ def changes(choose: Choices):
     return choose.several(25, lambda: (choose.one_of(NODES), choose.one_of(CIDRS), choose.one_of(what), choose.flag()))
 
 
-@settings(max_examples=150, deadline=None)
-@given(changes)
+@cases(150, changes)
 def test_events_lead_to_what_a_list_would_show(some):
     cluster = Cluster()
     for each in some:
@@ -120,8 +118,7 @@ def lines(choose: Choices) -> list[bytes]:
     return choose.several(4, line)
 
 
-@settings(max_examples=300, deadline=None)
-@given(lines)
+@cases(300, lines)
 def test_whatever_a_server_sends_is_an_event_or_an_error_of_the_store(some):
     one = reader(own="n")
     for line in some:

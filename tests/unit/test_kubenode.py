@@ -4,9 +4,8 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
 from tests.unit import junk
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.errors import UsageError
@@ -113,7 +112,7 @@ def strange_nodes(choose: Choices) -> Node:
     return node({choose.one_of(names): choose.one_of(texts) for _ in range(choose.below(12))}, *choose.several(4, lambda: choose.one_of(cidrs)))
 
 
-@given(strange_nodes)
+@cases(100, strange_nodes)
 def test_nothing_that_is_written_is_worse_than_a_reason(strange):
     try:
         lease = kubenode.read_lease(strange, NAMES)
@@ -130,7 +129,7 @@ def strange_owners(choose: Choices) -> str:
     return json.dumps(junk.damaged(choose, {"node": "n1", "boot_id": "b", "created": 6}, ("node", "boot_id", "created", choose.text(9))))
 
 
-@given(strange_owners)
+@cases(100, strange_owners)
 def test_an_owner_that_is_none_is_unknown(text):
     owner, created = kubenode.read_owner(node({NAMES.owner: text}, "10.244.1.0/24"), NAMES)
     assert (owner is None or isinstance(owner, Owner)) and created >= 0

@@ -7,9 +7,8 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given
 from tests.unit.recorded import changed, judged, recordings
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix, parse_address
 from tweed.errors import UsageError
@@ -173,7 +172,7 @@ def crossed(choose: Choices) -> tuple[dict[str, int], list[Crossing]]:
     return true, crossings
 
 
-@given(crossed)
+@cases(100, crossed)
 def test_the_true_offset_is_within_what_the_frames_allow(case: tuple[dict[str, int], list[Crossing]]) -> None:
     true, crossings = case
     for name, clock in compare("a", crossings).items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.recorded import changed, judged, recordings
+from tests.unit.spelling import cases
 
 from tweed.addr import parse_address
 from tweed.trace.events import CAPTURED, DROPPED, QUEUED, RECEIVED, Event
@@ -83,7 +83,7 @@ def frame(data: bytes) -> Event:
     return Event(t_ns=1, kind=CAPTURED, device="ens33", length=len(data), data=data, network=14)
 
 
-@given(st.lists(st.binary(max_size=40), min_size=1, max_size=9))
+@cases(100, st.lists(st.binary(max_size=40), min_size=1, max_size=9))
 def test_a_burst_is_the_frames_that_are_on_the_wire(payloads: list[bytes]) -> None:
     whole = frame(carried(*payloads))
     found = list(datagrams(whole, {8285: "ip"}))
@@ -93,7 +93,7 @@ def test_a_burst_is_the_frames_that_are_on_the_wire(payloads: list[bytes]) -> No
     assert list(datagrams(whole, {8472: "vxlan"})) == [whole]  # nobody said that the port carries anything
 
 
-@given(st.binary(max_size=200), st.integers(0, 250), st.binary(max_size=8))
+@cases(100, st.binary(max_size=200), st.integers(0, 250), st.binary(max_size=8))
 def test_a_burst_of_lies_ends(tail: bytes, at: int, lie: bytes) -> None:
     data = bytearray(carried(b"one", b"two") + tail)
     data[at : at + len(lie)] = lie

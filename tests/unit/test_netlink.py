@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.wire import netlink
 
-kinds = st.integers(0, netlink.KIND_MASK)
-payloads = st.binary(max_size=20)
+
+@spelled(140)
+def some_attributes(choose: Choices) -> dict[int, bytes]:
+    return {choose.number(0, netlink.KIND_MASK): choose.bytes(choose.below(21)) for _ in range(choose.below(7))}
 
 
-@settings(max_examples=21, deadline=None)
-@given(st.dictionaries(kinds, payloads, max_size=6))
+@spelled(130)
+def some_messages(choose: Choices) -> list[tuple[int, int, bytes]]:
+    return choose.several(5, lambda: (choose.number(0, 0xFFFF), choose.number(0, 0xFFFF), choose.bytes(choose.below(21))))
+
+
+@cases(30, some_attributes)
 def test_attributes_round_trip(wanted):
     data = b"".join(netlink.attribute(kind, payload) for kind, payload in wanted.items())
     assert len(data) % 4 == 0
     assert netlink.attributes(data, 0, len(data)) == wanted
 
 
-@settings(max_examples=21, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), payloads), max_size=5))
+@cases(30, some_messages)
 def test_messages_round_trip(wanted):
     data = b"".join(netlink.message(kind, flags, body) for kind, flags, body in wanted)
     found = [(kind, flags, data[start:end]) for kind, flags, sequence, port, start, end in netlink.messages(data)]
@@ -72,8 +77,7 @@ def test_messages_that_lie_about_their_length(data, words):
         list(netlink.messages(data))
 
 
-@settings(max_examples=27, deadline=None)
-@given(st.binary(max_size=64))
+@cases(27, st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(data):
     """A first byte of 0 or 1 as length low byte is common, so the walk often gets far."""
     try:

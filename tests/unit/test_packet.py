@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.packets import payloads, stacks
-from tests.unit.spelling import Damage, damages
+from tests.unit.spelling import Damage, cases, damages
 
 from tweed.addr import parse_address as ip
 from tweed.addr import parse_mac as mac
@@ -297,8 +297,7 @@ def check_cover(frame: bytes) -> None:
         assert packet.layers[checksum.layer].get("checksum").value == checksum.found
 
 
-@settings(max_examples=33, deadline=None)
-@given(stacks, payloads)
+@cases(33, stacks, payloads)
 def test_what_is_built_is_read_back(headers: tuple, payload: bytes):
     frame = encode(*headers, payload=payload)
     packet = decode(frame)
@@ -314,8 +313,7 @@ def test_what_is_built_is_read_back(headers: tuple, payload: bytes):
     assert (frame[carried.offset :] if carried else b"") == payload
 
 
-@settings(max_examples=22, deadline=None)
-@given(stacks, payloads, damages)
+@cases(22, stacks, payloads, damages)
 def test_a_frame_cut_or_changed_anywhere_is_still_read(headers: tuple, payload: bytes, damage: Damage):
     frame = damage.done_to(encode(*headers, payload=payload))
     for length in range(len(frame) % 9, len(frame) + 1, 9):

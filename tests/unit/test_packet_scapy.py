@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
@@ -23,6 +22,7 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet as ScapyPacket
 from scapy.packet import Raw
 from tests.unit.packets import payloads, stacks
+from tests.unit.spelling import cases
 
 from tweed.addr import format_address, format_mac
 from tweed.wire.packet import Arp, Ethernet, HopByHop, Icmp, Icmpv6, Ipv4, Ipv6, Ipv6Fragment, Tcp, Udp, Vlan, Vxlan, decode, encode
@@ -109,8 +109,7 @@ def scapy_packet(headers: tuple, payload: bytes) -> ScapyPacket:
     return packet
 
 
-@settings(max_examples=17, deadline=None)
-@given(stacks, payloads)
+@cases(17, stacks, payloads)
 def test_scapy_builds_the_same_bytes_and_reads_the_same_fields(headers: tuple, payload: bytes):
     frame = encode(*headers, payload=payload)
     assert bytes(scapy_packet(headers, payload)).hex() == frame.hex()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.tables import SEED, only, parsed
+from tests.unit.spelling import Choices, cases, spelled
+from tests.unit.tables import SEED, healthy, only, parsed
 
 from tweed.addr import Prefix, format_address, format_mac
 from tweed.addr import parse_address as ip
@@ -348,21 +348,32 @@ def test_a_bundle_and_text_together():
     assert found.node("master") == text.nodes[0]
 
 
-LINES = st.sampled_from(
-    SEED.decode().splitlines() + [line for line, _ in ROUTES] + ["ip -d link", "7: x: <UP>", "0: from all", "table ip x {", "}", "[", "{", "[{"]
-)
+LINES = [
+    *SEED.decode().splitlines(),
+    *(line for line, _ in ROUTES),
+    *healthy()["n10"].splitlines(),
+    *("ip -d link", "7: x: <UP>", "0: from all", "table ip x {", "}", "[", "{", "[{"),
+]
 
 
-@settings(max_examples=33)
-@given(st.lists(st.one_of(LINES, st.text(max_size=30)), max_size=30), st.booleans())
-def test_whatever_is_pasted_every_line_is_read_reported_or_prose(lines: list[str], windows: bool):
-    text = ("\r\n" if windows else "\n").join(lines)
+@spelled(120)
+def pastes(choose: Choices) -> str:
+    """A few stretches of what people paste, and lines of anything."""
+
+    def stretch() -> list[str]:
+        at = choose.below(len(LINES))
+        return choose.one_of((LINES[at : at + 1 + choose.below(6)], LINES[at : at + 1], [choose.text(8)]))
+
+    return choose.one_of(("\n", "\r\n")).join(line for lines in choose.several(12, stretch) for line in lines)
+
+
+@cases(40, pastes)
+def test_whatever_is_pasted_every_line_is_read_reported_or_prose(text: str):
     found = parsed(text.encode("utf-8", "replace"))
     where = [int(row.source.rpartition(":")[2]) for row in (*found.unread, *found.prose)]
     assert all(1 <= number <= text.count("\n") + text.count("\r") + 1 for number in where)
 
 
-@settings(max_examples=21)
-@given(st.binary(max_size=200))
+@cases(21, st.binary(max_size=200))
 def test_bytes_of_any_kind_are_no_crash(data: bytes):
     assert all(each.why for each in parsed(data).unread)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hypothesis import given, settings
 from tests.oracles import routes as oracle
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix
 from tweed.trace.rules import Flow
@@ -81,8 +80,7 @@ def questions(choose: Choices) -> Question:
     )
 
 
-@settings(max_examples=120)
-@given(questions)
+@cases(120, questions)
 def test_route_choice_equals_the_oracle(question: Question):
     rows, rule_rows, dst, src, iif, flow = question
     node = Node(name="n", routes=tuple(rows), rules=tuple(rule_rows), shown=(Shown(table="route", route_table="all", command="ip route show table all"),))

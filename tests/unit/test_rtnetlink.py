@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.spelling import damages
+from tests.unit.spelling import cases, damages
 
 from tweed.addr import Prefix
 from tweed.model import Change, FdbEntry, InterfaceAddress, Neighbour, Route, Vtep
@@ -64,8 +63,7 @@ def test_a_row_says_what_iproute2_would(number: int, text: str):
     assert row.text.replace(" state DOWN", "") == text
 
 
-@settings(max_examples=100)
-@given(st.sampled_from(SAMPLES), damages)
+@cases(100, st.sampled_from(SAMPLES), damages)
 def test_what_is_damaged_is_read_or_refused(sample, damage):
     message, read = sample
     changed = damage.done_to(message, head=16)

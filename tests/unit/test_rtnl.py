@@ -7,11 +7,10 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given, settings
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
-from tests.unit.spelling import Choices, damages, spelled
+from tests.unit.spelling import Choices, cases, damages, spelled
 
 from tweed.addr import Prefix, format_mac, parse_address, parse_mac
 from tweed.model import Change, FdbEntry, InterfaceAddress, Neighbour, Route
@@ -84,29 +83,25 @@ def fdb_rows(choose: Choices) -> FdbEntry:
     )
 
 
-@settings(max_examples=40, deadline=None)
-@given(route_rows)
+@cases(40, route_rows)
 def test_routes_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [row]
 
 
-@settings(max_examples=25, deadline=None)
-@given(address_rows)
+@cases(25, address_rows)
 def test_addresses_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [msgspec.structs.replace(row, nodad=False)]
 
 
-@settings(max_examples=25, deadline=None)
-@given(neighbour_rows)
+@cases(25, neighbour_rows)
 def test_neighbours_round_trip(row):
     assert rtnl.decode(rtnl.encode(Change("replace", row), INDEX), NAMES) == [row]
     assert rtnl.decode(rtnl.encode(Change("delete", row), INDEX), NAMES) == [msgspec.structs.replace(row, mac=None)]
 
 
-@settings(max_examples=25, deadline=None)
-@given(fdb_rows)
+@cases(25, fdb_rows)
 def test_fdb_entries_round_trip(row):
     for op in ("replace", "delete"):
         assert rtnl.decode(rtnl.encode(Change(op, row), INDEX), NAMES) == [row]
@@ -150,8 +145,7 @@ def text(address: bytes | None) -> str | None:
     return None if address is None else socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
 
 
-@settings(max_examples=25, deadline=None)
-@given(route_rows)
+@cases(25, route_rows)
 def test_pyroute2_reads_our_routes(row):
     row = msgspec.structs.replace(row, other=b"", gateway=row.gateway if row.gateway is None or len(row.gateway) == len(row.dst.address) else None)
     read = theirs(rtmsg, rtnl.encode(Change("replace", row), INDEX))
@@ -172,8 +166,7 @@ def test_pyroute2_reads_our_routes(row):
     assert (read.get_attr("RTA_PRIORITY") or 0) == row.metric
 
 
-@settings(max_examples=25, deadline=None)
-@given(route_rows)
+@cases(25, route_rows)
 def test_we_read_pyroute2s_routes(row):
     row = msgspec.structs.replace(row, other=b"", gateway=row.gateway if row.gateway is None or len(row.gateway) == len(row.dst.address) else None)
     attrs = [("RTA_TABLE", row.table), ("RTA_DST", text(row.dst.address)), ("RTA_PRIORITY", row.metric)]
@@ -188,8 +181,7 @@ def test_we_read_pyroute2s_routes(row):
     assert rtnl.decode(data, NAMES) == [row]
 
 
-@settings(max_examples=25, deadline=None)
-@given(neighbour_rows)
+@cases(25, neighbour_rows)
 def test_pyroute2_and_neighbours(row):
     read = theirs(ndmsg, rtnl.encode(Change("replace", row), INDEX))
     assert (read["header"]["type"], read["family"], read["ifindex"], read["state"], read["flags"]) == (
@@ -206,8 +198,7 @@ def test_pyroute2_and_neighbours(row):
     assert rtnl.decode(by_pyroute2(ndmsg, 28, fields, attrs), NAMES) == [row]
 
 
-@settings(max_examples=25, deadline=None)
-@given(fdb_rows.map(lambda row: msgspec.structs.replace(row, dst=row.dst and row.dst[:4])))
+@cases(25, fdb_rows.map(lambda row: msgspec.structs.replace(row, dst=row.dst and row.dst[:4])))
 def test_pyroute2_and_fdb_entries(row):
     read = theirs(ndmsg, rtnl.encode(Change("replace", row), INDEX))
     assert (read["family"], read["ifindex"], read["state"], read["flags"]) == (
@@ -228,8 +219,7 @@ def test_pyroute2_and_fdb_entries(row):
     assert rtnl.decode(by_pyroute2(ndmsg, 28, fields, attrs), NAMES) == [row]
 
 
-@settings(max_examples=25, deadline=None)
-@given(address_rows)
+@cases(25, address_rows)
 def test_pyroute2_and_addresses(row):
     read = theirs(ifaddrmsg, rtnl.encode(Change("replace", row), INDEX))
     family = 2 if row.address.family == 4 else 10
@@ -384,8 +374,7 @@ def test_malformed_rows_are_one_error(data):
         rtnl.decode(data, NAMES)
 
 
-@settings(max_examples=100, deadline=None)
-@given(route_rows | neighbour_rows | fdb_rows | address_rows, damages)
+@cases(100, route_rows | neighbour_rows | fdb_rows | address_rows, damages)
 def test_truncated_and_damaged_rows_are_read_or_refused(row, damage):
     """Every field of every kind of row cut short or overwritten: rows that print, or one ValueError."""
     changed = damage.done_to(rtnl.encode(Change("replace", row), INDEX), head=16)

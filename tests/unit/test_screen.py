@@ -2,11 +2,10 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from tests.oracles.screen import standing
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.model import Endpoint, Junk, Lease, LeaseRecord, Owner
@@ -209,8 +208,7 @@ def leases(choose: Choices) -> list[LeaseRecord]:
     return list({r.key: r for r in found if len({q.created for q in found}) == len(found)}.values())
 
 
-@settings(max_examples=27)
-@given(leases, st.booleans(), st.sampled_from([frozenset(), frozenset({24}), frozenset({24, 64}), frozenset({22})]))
+@cases(27, leases, st.booleans(), st.sampled_from([frozenset(), frozenset({24}), frozenset({24, 64}), frozenset({22})]))
 def test_overlaps_against_the_slow_oracle(records: list[LeaseRecord], with_own: bool, lengths: frozenset[int]):
     own = OWN if with_own else None
     records = [r for r in records if r.key != OWN.key]
@@ -233,8 +231,7 @@ def rounds(choose: Choices):
     return choose.several(6, lambda: (choose.several(3, lambda: change(choose)), choose.one_of(own)))
 
 
-@settings(max_examples=33)
-@given(rounds, st.sampled_from([frozenset(), frozenset({24, 64})]))
+@cases(33, rounds, st.sampled_from([frozenset(), frozenset({24, 64})]))
 def test_seen_one_change_after_another_or_all_at_once(some, lengths):
     kept, records = Screening("vxlan", NETWORKS, lengths), {}
     kept.see(records, (), OWN)

@@ -1,9 +1,8 @@
 import re
 
 import pytest
-from hypothesis import given, settings
 from tests.oracles.subnets import free_subnets
-from tests.unit.spelling import Choices, spelled
+from tests.unit.spelling import Choices, cases, spelled
 
 from tweed.addr import Prefix, is_unicast_mac, parse_address, parse_mac
 from tweed.model import Endpoint, Lease, LeaseRecord, Owner
@@ -76,8 +75,7 @@ def spans_and_leases(pick: Choices):
     return net, leases, pick.below(1001)
 
 
-@settings(max_examples=33, deadline=None)
-@given(spans_and_leases)
+@cases(33, spans_and_leases)
 def test_choose_agrees_with_looking_at_everything(case):
     net, taken, index = case
     free = free_subnets(net.range(4), taken)[:CANDIDATES]
