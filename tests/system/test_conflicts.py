@@ -369,7 +369,8 @@ def test_our_own_lease_turned_to_junk(two: tuple[Node, Node]) -> None:
     assert a.status()["ready"] and a.status()["lease"]["expires_in_s"] > 80_000
     write(a.cluster, key, "garbage", None)
     said(a, "fenced", "something that is no lease, and comes again")
-    said(b, "junk-lease")
+    said(b, "junk-lease", "the lease that was there stays in force")
+    assert b.tables() == theirs
     passes = a.status()["reconcile"]["passes"]
     time.sleep(0.5)  # nothing may happen any more, and nothing announces that
     assert a.status()["reconcile"]["passes"] - passes < 5

@@ -414,9 +414,29 @@ async def test_events_in_order_of_revision(place: Place):
     m.see_events((Event(5, second.key, second), Event(6, third.key, third)))
     assert (set(m.records), m.revision, place.woken[-1]) == ({MINE.key, second.key, third.key}, 6, {second.key, third.key})
     m.see_events((Event(7, second.key), Event(8, third.key, junk=Junk(third.key, "overwritten"))))
-    assert set(m.records) == {MINE.key} and set(m.junk) == {third.key}
+    assert set(m.records) == {MINE.key, third.key} and set(m.junk) == {third.key}
     m.see_events((Event(9, third.key, msgspec.structs.replace(third, revision=9)),))
     assert set(m.records) == {MINE.key, third.key} and m.junk == {}
+
+
+@pytest.mark.parametrize("owner", [None, OTHER, MY_CLONE], ids=["unsigned", "its own", "another's"])
+async def test_rubbish_over_another_nodes_lease_leaves_in_force_what_it_said(place: Place, owner: Owner | None):
+    """Until the key is gone, or somebody else has it; by events, and by a snapshot after a watch that broke."""
+    await place.join()
+    m = place.membership
+    theirs = place.store.put(lease(2), OTHER)
+    await place.see()
+    for see_it in (lambda: m.see_events((Event(7, theirs.key, junk=Junk(theirs.key, "not JSON", 7, owner)),)), None):
+        if see_it is not None:
+            see_it()
+        else:
+            place.store.spoil(theirs.key, owner)
+            await place.see()
+        stays = owner in (None, OTHER)
+        assert (m.records.get(theirs.key) == theirs) == stays and m.junk[theirs.key].why.startswith("not JSON")
+        assert ("stays in force" in m.junk[theirs.key].why) == stays
+    m.see_events((Event(9, theirs.key),))
+    assert set(m.records) == {MINE.key} and m.junk == {}
 
 
 async def test_old_news_of_our_own_lease_does_not_undo_what_we_wrote_since(place: Place):

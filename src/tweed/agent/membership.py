@@ -108,7 +108,7 @@ class Membership:
         before, self.records = self.records, {record.key: record for record in snapshot.records}
         self.junk = {}
         for junk in snapshot.junk:
-            self._note_junk(junk)
+            self._see_junk(junk, before.get(junk.key) if junk.key not in self.kept else None)
         self.kept = self._to_keep(before.keys() - self.records.keys() - self.junk.keys())
         self.records |= {key: before[key] for key in self.kept}
         self.revision = snapshot.revision
@@ -122,12 +122,13 @@ class Membership:
             if known is not None and known.revision > event.revision and event.key not in self.kept:
                 self.records[event.key] = known  # written by ourselves since, and told of later
                 continue
+            kept = event.key in self.kept
             self.kept.discard(event.key)
             self.junk.pop(event.key, None)
             if event.record is not None:
                 self.records[event.key] = event.record
             elif event.junk is not None:
-                self._note_junk(event.junk)
+                self._see_junk(event.junk, known if not kept else None)
             elif known is not None and event.key in keep:
                 self.records[event.key] = known
                 self.kept.add(event.key)
@@ -147,6 +148,15 @@ class Membership:
             gone, self.kept = self.kept, set()
             self.records = {key: record for key, record in self.records.items() if key not in gone}
             self.woke(gone)
+
+    def _see_junk(self, junk: Junk, known: LeaseRecord | None) -> None:
+        """Rubbish over another node's lease says nothing of that node, who has the key as before: what it said stays in force. What somebody
+        else has signed is a takeover that cannot be read."""
+        ours = self.own is not None and junk.key == self.own.key
+        if known is not None and not ours and junk.owner in (None, known.owner):
+            self.records[junk.key] = known
+            junk = msgspec.structs.replace(junk, why=f"{junk.why}; the lease that was there stays in force")
+        self._note_junk(junk)
 
     def _note_junk(self, junk: Junk) -> None:
         """All of it is never kept: but always what lies under our own key."""

@@ -67,7 +67,7 @@ class Talk:
     async def _talk(self, lease: Lease, look: bool) -> bool:
         """True when there is something for another pass: to do, or to tell."""
         assert self.agent.membership is not None
-        before = dict(self.agent.problems)
+        before = self.kinds_of_problems
         if look:
             await self.check_configuration()
         changed = False
@@ -75,7 +75,12 @@ class Talk:
             changed = await self.agent.membership.publish(lease)
             if self.agent.ready:
                 await self._announce()
-        return changed or self.agent.problems != before
+        return changed or self.kinds_of_problems != before
+
+    @property
+    def kinds_of_problems(self) -> set[str]:
+        """Not their texts: an error that reads another way each time is none for another pass."""
+        return {problem.id for problem in self.agent.problems.values()}
 
     def _talked(self, task: asyncio.Task[bool]) -> None:
         """Back in the loop: another pass where something changed, else only the next renewal is to be waited for."""
