@@ -92,6 +92,11 @@ default via 10.244.{n}.1 dev eth0
 10.244.{n}.1 dev eth0 lladdr 0a:58:0a:f4:{n}:01 REACHABLE
 """
 NAMES = {"n10": "10", "n20": "20", "n30": "30"}
+# The three rows by which n10 and n30 reach n20, and a device's flags: what tests replace.
+ROUTE20 = "10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink\n"
+NEIGH20 = "10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 PERMANENT\n"
+FDB20 = "0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent\n"
+UP = "<BROADCAST,MULTICAST,UP,LOWER_UP>"
 
 
 def healthy(*, pods: bool = True) -> dict[str, str]:

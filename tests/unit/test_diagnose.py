@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from tests.unit.tables import FDB20, NEIGH20, ROUTE20, UP, healthy, udp_mode
 from tests.unit.tables import cluster as nodes
-from tests.unit.tables import healthy, udp_mode
-from tests.unit.test_walk import check_words
+from tests.unit.walking import check_words
 
 from tweed.addr import Prefix
 from tweed.addr import parse_address as ip
@@ -20,12 +20,6 @@ from tweed.trace.result import Walk
 from tweed.trace.snapshot import LeaseRow, Snapshot
 from tweed.trace.trip import trip
 
-UP = "<BROADCAST,MULTICAST,UP,LOWER_UP>"
-ROUTE20, NEIGH20, FDB20 = (
-    "10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink\n",
-    "10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 PERMANENT\n",
-    "0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent\n",
-)
 PUT_ROUTE = "ip route replace 10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink"
 PUT_NEIGH = "ip neigh replace 10.244.20.0 dev flannel.1 lladdr 0e:00:00:00:00:20 nud permanent"
 PUT_FDB = "bridge fdb replace 0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent"

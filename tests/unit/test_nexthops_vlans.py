@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.unit.tables import only
-from tests.unit.test_walk import changed, decisions, healthy, walked
+from tests.unit.tables import healthy, only
+from tests.unit.walking import changed, decisions, walked
 
 ROUTE20 = "10.244.20.0/24 via 10.244.20.0 dev flannel.1 onlink\n"
 FDB20 = "0e:00:00:00:00:20 dev flannel.1 dst 192.168.2.20 self permanent\n"
