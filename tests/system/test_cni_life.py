@@ -245,6 +245,16 @@ def test_traffic_and_check_survive_an_agent_that_is_killed_and_started_again(nod
                 process.communicate()
 
 
+def test_an_agent_that_has_just_been_started_attaches_as_soon_as_it_can(node):
+    runtime = installed(node)
+    with sandboxes(6) as boxes:
+        for number, box in enumerate(boxes):
+            node.end(signal.SIGKILL)
+            node.start(ready=False)
+            assert runtime.add(NETWORK, f"c{number}", box.path)["ips"]
+        assert len(attached(node)) == len(boxes)
+
+
 @pytest.mark.parametrize("lost", ["nothing", "ledger"])
 def test_addresses_are_not_given_twice_after_a_restart(node, lost):
     runtime = installed(node)

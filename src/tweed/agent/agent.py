@@ -197,10 +197,16 @@ class Agent:
         except OSError as error:
             self.problems["subnet-file"] = Problem("subnet-file", str(self.settings.subnet_file), f"cannot be written: {error.strerror}")
 
+    @property
+    def joined(self) -> bool:
+        """Whether there is a lease, and what it needs on this node is known."""
+        return self.membership is not None and self.membership.own is not None and self.mtu > 0
+
     def node_network(self) -> NodeNetwork:
         """Where this node's containers go. Raises TweedError with the present reason while there is no lease."""
-        if self.membership is None or self.membership.own is None or not self.mtu:
+        if not self.joined:
             raise TweedError(f"this node has no subnet yet: {self.reason}")
+        assert self.membership is not None and self.membership.own is not None
         if self.membership.fenced:
             raise TweedError(self.membership.fenced)
         assert self.site is not None

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 TUNING = Path("/run/cni/tuning")  # its dataDir where nothing else is configured
 
+JOIN_S = 5.0
+
 
 class Cni:
     """Answers calls, one at a time."""
@@ -73,6 +75,7 @@ class Cni:
 
     async def add(self, call: Call, conf: Conf, descriptors: list[int]) -> dict[str, Any]:
         args = wire.parse_args(call.args)
+        await self._joining()
         node = self._node()
         network = network_of(conf, node, self._env(conf))
         request = AttachRequest(call.container_id, call.ifname, call.netns, wire.wanted_addresses(conf, args), wire.wanted_mac(conf, args), args.pod)
@@ -152,6 +155,13 @@ class Cni:
     def _changing(self) -> None:
         if self.agent.paused:
             raise CniError(wire.LATER, "the agent is paused: resume it first (tweed lab resume)")
+
+    async def _joining(self) -> None:
+        """Give an agent that has just been started the time to join: were it not there yet, the plugin would wait for it too."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(JOIN_S):
+                while not (self.agent.joined or self.agent.paused):
+                    await asyncio.sleep(0.02)
 
     def _node(self) -> NodeNetwork:
         """Raises CniError, "try again later", while the agent cannot attach anything."""
