@@ -161,7 +161,7 @@ MENDED = {
         "iptables-legacy -F",
         "dropped",
         "firewall-drops",
-        'iptables-legacy -t filter -D FORWARD -d 10.244.2.2/32 -m comment --comment "by night" -j DROP',
+        "iptables-legacy -t filter -D FORWARD -d 10.244.2.2/32 -m comment --comment 'by night' -j DROP",
     ),
     "one that only its counter tells of": (
         "node2",
@@ -169,7 +169,7 @@ MENDED = {
         "iptables-legacy -t mangle -F",
         "dropped",
         "firewall-drops",
-        'iptables-legacy -t mangle -D POSTROUTING -m u32 --u32 "0x0>>0x1c=0x4" -j DROP',
+        "iptables-legacy -t mangle -D POSTROUTING -m u32 --u32 '0x0>>0x1c=0x4' -j DROP",
     ),
     "a policy of IPsec": (
         "master",

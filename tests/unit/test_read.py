@@ -240,7 +240,7 @@ def test_what_iptables_save_prints_is_evaluated(command: str, by: str, program: 
     node = only(f"{command}\n{SAVED.format(program=by)}")
     assert len(node.routes) == 1 and len(list(iptables.chains(node.iptables))) == 3
     (dropped,) = [chain for chain in iptables.chains(node.iptables) if chain.name == "KUBE"]
-    assert dropped.removal(dropped.rules[0]) == f'{program} -t filter -D KUBE -d 10.244.2.2/32 -m comment --comment "# not a comment" -j DROP'
+    assert dropped.removal(dropped.rules[0]) == f"{program} -t filter -D KUBE -d 10.244.2.2/32 -m comment --comment '# not a comment' -j DROP"
     assert (dropped.family, dropped.rules[0].quote.source) == ("ip6" if program.startswith("ip6") else "ip", "a.txt:11")
 
 

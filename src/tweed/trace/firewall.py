@@ -8,7 +8,9 @@ before the rule that drops it: a drop is only told when it is certain.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -75,15 +77,27 @@ class Chain(msgspec.Struct):
     def removal(self, rule: Rule) -> str | None:
         """The command that takes exactly this rule away; None for one that was listed without its handle."""
         if self.program:
-            return f"{self.program} -t {self.table} -D{rule.quote.text.removeprefix('-A')}"
-        return f"nft delete rule {self.place} handle {rule.handle}" if rule.handle else None
+            # A shell does more with what iptables-save puts in double quotes than iptables does.
+            with contextlib.suppress(ValueError):
+                return " ".join([self.program, "-t", typed(self.table), "-D", *map(typed, shlex.split(rule.quote.text)[1:])])
+        return f"nft delete rule {self.typed} handle {rule.handle}" if rule.handle else None
+
+    @property
+    def typed(self) -> str:
+        return f"{self.family} {typed(self.table)} {typed(self.name)}"
 
     def passage(self, address: bytes) -> tuple[str, str]:
         """The commands that let pass what is for an address and what comes from there, whatever follows in this chain."""
         ip, text = "ip" if len(address) == 4 else "ip6", format_address(address)
         if self.program:
-            return (f"{self.program} -t {self.table} -I {self.name} -d {text} -j ACCEPT", f"{self.program} -t {self.table} -I {self.name} -s {text} -j ACCEPT")
-        return (f"nft insert rule {self.place} {ip} daddr {text} accept", f"nft insert rule {self.place} {ip} saddr {text} accept")
+            head = f"{self.program} -t {typed(self.table)} -I {typed(self.name)}"
+            return (f"{head} -d {text} -j ACCEPT", f"{head} -s {text} -j ACCEPT")
+        return (f"nft insert rule {self.typed} {ip} daddr {text} accept", f"nft insert rule {self.typed} {ip} saddr {text} accept")
+
+
+def typed(word: str) -> str:
+    """As a shell takes it for one word, whatever somebody has put into it."""
+    return word if word == "!" else shlex.quote(word)
 
 
 class Ruling(msgspec.Struct, frozen=True):
