@@ -36,8 +36,8 @@ def pseudo(ip: bytes, length: int) -> bytes:
 
 def with_header_sum(ip: bytes) -> bytes:
     size = (ip[0] & 15) * 4
-    bare = ip[:10] + bytes(2) + ip[12:]
-    return bare[:10] + struct.pack("!H", 0xFFFF ^ total(bare[:size])) + bare[12:]
+    found = 0xFFFF ^ total(ip[:10] + ip[12:size])
+    return ip[:10] + found.to_bytes(2, "big") + ip[12:]
 
 
 def field_at(ip: bytes) -> int:
@@ -47,9 +47,8 @@ def field_at(ip: bytes) -> int:
 def with_inner_sum(ip: bytes) -> bytes:
     """The TCP or UDP checksum as a sender writes it."""
     size, at = (ip[0] & 15) * 4, field_at(ip)
-    bare = ip[:at] + bytes(2) + ip[at + 2 :]
-    found = 0xFFFF ^ total(pseudo(ip, len(ip) - size) + bare[size:])
-    return bare[:at] + struct.pack("!H", found or (0xFFFF if ip[9] == 17 else 0)) + bare[at + 2 :]
+    found = 0xFFFF ^ total(pseudo(ip, len(ip) - size) + ip[size:at] + ip[at + 2 :])
+    return ip[:at] + (found or (0xFFFF if ip[9] == 17 else 0)).to_bytes(2, "big") + ip[at + 2 :]
 
 
 def sums_are_right(ip: bytes) -> bool:

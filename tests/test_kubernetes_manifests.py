@@ -14,7 +14,7 @@ from tweed.config import load
 from tweed.lab.stores.kube import RULES
 from tweed.wire.flannel import parse_network
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
+DEPLOY = Path(__file__).parents[1] / "deploy" / "kubernetes"
 OVERLAYS = ["base", "overlays/instead-of-flannel", "overlays/beside-flannel"]
 VERSIONS = ["1.25.0", kubernetes_validate.latest_version()]
 
