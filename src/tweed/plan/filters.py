@@ -86,7 +86,7 @@ class _Walked(msgspec.Struct, frozen=True):
 
 
 def walk(chains: Mapping[str, Chain], base: str) -> tuple[Drop, ...]:
-    """Every drop that the traffic may meet in base chain `base`, in the order it meets them. A chain that is not there is empty.
+    """Every drop that the traffic may meet in base chain `base`, once, in the order it meets them. A chain that is not there is empty.
 
     Ends where all traffic has been accepted or dropped. The answer holds for this base chain only: an accept ends the
     chain it stands in, and the packet still has to pass every other base chain at the same hook.
@@ -101,7 +101,7 @@ def walk(chains: Mapping[str, Chain], base: str) -> tuple[Drop, ...]:
         return seen[name, entering]
 
     def through(chain: Chain, name: str, here: Share) -> _Walked:
-        drops: list[Drop] = []
+        drops: dict[Drop, None] = {}  # each once: by 16 levels of jumps there can be more ways to a rule than fit into memory
         out, doubt = Share.NOTHING, False
         for rule in chain.rules:
             for outcome in rule.outcomes:
@@ -111,7 +111,7 @@ def walk(chains: Mapping[str, Chain], base: str) -> tuple[Drop, ...]:
                 rest = Share.NOTHING  # how much of what the rule took comes to the next one
                 match outcome.verdict:
                     case "drop":
-                        drops.append(Drop(name, rule.name, share, share is Share.ALL and not doubt))
+                        drops[Drop(name, rule.name, share, share is Share.ALL and not doubt)] = None
                     case "accept":
                         doubt = doubt or share is Share.PERHAPS
                     case "return":
@@ -119,7 +119,7 @@ def walk(chains: Mapping[str, Chain], base: str) -> tuple[Drop, ...]:
                         out = max(out, share)
                     case "jump" | "goto" as verdict:
                         inner = follow(outcome.target, share)
-                        drops += [msgspec.structs.replace(d, certain=d.certain and not doubt) for d in inner.drops]
+                        drops |= dict.fromkeys(msgspec.structs.replace(d, certain=d.certain and not doubt) for d in inner.drops)
                         doubt = doubt or inner.doubt or (verdict == "goto" and share is Share.PERHAPS)
                         if verdict == "jump":
                             rest = inner.out
