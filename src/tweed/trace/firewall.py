@@ -130,7 +130,7 @@ class Firewall:
                 continue
             if chain.devices and not {facts.iif, facts.oif} & {*chain.devices}:
                 continue
-            ruling = self.run(chain, chain, facts, 0)
+            ruling = self.run(chain, chain, facts, 0, set())
             if ruling is not None and ruling.kind == "drop":
                 return ruling
             unknown |= ruling is not None and ruling.kind == "unknown"
@@ -141,13 +141,13 @@ class Firewall:
         family = 4 if len(facts.dst) == 4 else 6
         for chain in self.hooked if facts.state == "new" else ():
             if chain.hook == hook and chain.type == "nat" and family in FAMILIES.get(chain.family, ()):
-                ruling = self.run(chain, chain, facts, 0)
+                ruling = self.run(chain, chain, facts, 0, set())
                 if ruling is not None and ruling.kind in ("replace", "unknown"):
                     return ruling if ruling.kind == "replace" else None
         return None
 
-    def run(self, chain: Chain, base: Chain, facts: Facts, depth: int) -> Ruling | None:
-        """None: it came to the end of a chain that was jumped to."""
+    def run(self, chain: Chain, base: Chain, facts: Facts, depth: int, passed: set[tuple[int, int]]) -> Ruling | None:
+        """None: it came to the end of a chain that was jumped to, which is remembered: ten jumps on each of 16 levels are 10**16 ways."""
         doubtful = unknown = False
         for rule in chain.rules:
             fits, action = evaluate(rule, facts)
@@ -168,9 +168,11 @@ class Firewall:
                 target = self.chains.get((chain.program, chain.family, chain.table, action[1] if len(action) > 1 else ""))
                 if target is None or depth >= DEEPEST:
                     return Ruling("unknown")
-                ruling = self.run(target, base, facts, depth + 1)
-                if ruling is not None:
-                    return Ruling("unknown") if ruling.kind == "drop" and doubtful else ruling
+                if (id(target), depth) not in passed:
+                    ruling = self.run(target, base, facts, depth + 1, passed)
+                    if ruling is not None:
+                        return Ruling("unknown") if ruling.kind == "drop" and doubtful else ruling
+                    passed.add((id(target), depth))
                 if word == "goto":
                     break
             elif word == "return":
