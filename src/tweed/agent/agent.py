@@ -284,8 +284,7 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self.wake.wait()
-        if self.reasons:
-            self.wake.set()
+        self.wake.set()  # whatever came meanwhile: a conversation that has ended gives no reason
 
     async def _pass(self, reasons: set[str]) -> None:
         """One turn: screen, mend, publish, and remember how it went."""
