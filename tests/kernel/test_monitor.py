@@ -9,9 +9,10 @@ import pytest
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.kernel import links, tables
-from tweed.kernel.monitor import Monitor, Notice
+from tweed.kernel.monitor import LINK, Monitor, Notice
 from tweed.kernel.netlink import Netlink
 from tweed.model import PROTOCOL_BOOT, Change, FdbEntry, InterfaceAddress, Link, Neighbour, Netconf, Route
+from tweed.wire.link import RTM_DELLINK
 
 MAC = parse_mac("00:11:22:33:44:55")
 ROWS = [
@@ -136,6 +137,15 @@ def test_forwarding_is_told(node, monitor):
     node.run("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
     told = {notice.row for notice in monitor.drain() if notice.kind == "netconf"}
     assert {Netconf(family, name, False) for family in (4, 6) for name in ("all", "default", "u0")} <= told | {Netconf(4, "u0", False)}
+
+
+def test_one_kind_of_message_alone(node):
+    monitor = Monitor(node.fd, LINK, RTM_DELLINK)
+    try:
+        node.run("ip link add b0 type bridge; ip link set b0 up; ip link set b0 mtu 1400; ip link del b0; ip link add b1 type bridge")
+        assert {(notice.op, notice.row.name) for notice in monitor.drain()} == {("del", "b0")}
+    finally:
+        monitor.close()
 
 
 def test_devices_come_and_go_by_name(node, monitor):

@@ -16,6 +16,7 @@ from tweed.kernel import links
 from tweed.kernel.monitor import LINK, Monitor
 from tweed.kernel.netlink import Netlink
 from tweed.model import Link
+from tweed.wire.link import RTM_DELLINK
 
 THREADS = 4
 
@@ -24,7 +25,7 @@ class Removal:
     def __init__(self) -> None:
         self._idle = [Netlink() for _ in range(THREADS)]
         self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="removal")
-        self._monitor = Monitor(groups=LINK)
+        self._monitor = Monitor(groups=LINK, kind=RTM_DELLINK)
         self._listening = False
         self._asked: dict[str, asyncio.Future[None]] = {}
         self._going: dict[str, asyncio.Future[None]] = {}
@@ -64,7 +65,7 @@ class Removal:
 
     def _hear(self) -> None:
         for notice in self._monitor.drain():
-            if notice.op == "del" and isinstance(notice.row, Link):
+            if isinstance(notice.row, Link):
                 done = self._going.get(notice.row.name)
                 if done is not None and not done.done():
                     done.set_result(None)

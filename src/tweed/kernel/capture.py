@@ -7,22 +7,22 @@ and may hold checksums that nobody has computed yet.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import select
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from struct import Struct
 from typing import Literal
 
 import msgspec
 
 from tweed.errors import KernelError
+from tweed.kernel.filter import Filter, attach
 from tweed.kernel.netns import run_in
 
 ETH_P_ALL = 3
-SO_ATTACH_FILTER, SO_RCVBUFFORCE, SO_TIMESTAMPNS_NEW = 26, 33, 64
+SO_RCVBUFFORCE, SO_TIMESTAMPNS_NEW = 33, 64
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 PACKET_OTHERHOST, PACKET_OUTGOING = 3, 4
 ETHERNET = 14
@@ -35,11 +35,8 @@ STAMPS_S = 0.5
 
 TIMESPEC = Struct("=qq")
 STATISTICS = Struct("=II")
-INSTRUCTION = Struct("=HBBI")
 
 Direction = Literal["in", "out", "other"]
-# Classic BPF as `tcpdump -dd` prints it: code, jump if true, jump if false, constant.
-Filter = Sequence[tuple[int, int, int, int]]
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -153,11 +150,3 @@ def wait_for_stamps() -> None:
             if stamp(own.recvmsg(1, 64)[1]) <= sent_ns:
                 return
             time.sleep(STAMPS_S / 1000)
-
-
-def attach(opened: socket.socket, filter: Filter) -> None:
-    """Let the kernel drop what the program does not accept. Raises OSError when it is no valid program."""
-    code = ctypes.create_string_buffer(b"".join(INSTRUCTION.pack(*instruction) for instruction in filter))
-    # struct sock_fprog: u16 length, padding to a pointer, pointer
-    program = Struct("@HP").pack(len(filter), ctypes.addressof(code))
-    opened.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import sys
 from typing import Literal
 
 import msgspec
 
+from tweed.kernel.filter import Filter, attach
 from tweed.kernel.netlink import RECEIVE, Netlink, open_socket
 from tweed.kernel.tables import Names
 from tweed.model import Changes, FdbEntry, InterfaceAddress, Link, Neighbour, Netconf, Route, Row
@@ -53,10 +55,15 @@ class Monitor:
     the routes that go with a link that is set down. Of devices nearly every change is announced without a port, so ours come too.
     """
 
-    def __init__(self, netns: int | None = None, groups: int = GROUPS) -> None:
-        """`netns`: file descriptor of the namespace to listen in, None for the caller's own. Devices are always listened to, for their names."""
+    def __init__(self, netns: int | None = None, groups: int = GROUPS, kind: int | None = None) -> None:
+        """`netns`: file descriptor of the namespace to listen in, None for the caller's own. Devices are always listened to, for their names.
+
+        `kind`: the one kind of message to hear (RTM_…), None for all.
+        """
         self.own: set[int] = set()
         self._socket = open_socket(netns, groups | LINK, BUFFER)
+        if kind is not None:
+            attach(self._socket, only(kind))
         self._asker = Netlink(netns)
         self._names = Names(self._asker)
         self._gone: set[int] = set()
@@ -123,6 +130,13 @@ class Monitor:
                         notices.append(Notice(KINDS[type(row)], op, row, port))
                     elif isinstance(row, InterfaceAddress):
                         self._expected.discard(echo)
+
+
+def only(kind: int) -> Filter:
+    """Accepts netlink messages of one kind: each other would cost being read."""
+    there = int.from_bytes(kind.to_bytes(2, sys.byteorder), "big")  # a filter loads in network order
+    # ldh [4] (nlmsg_type), jeq, and to accept or drop it
+    return ((0x28, 0, 0, 4), (0x15, 0, 1, there), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
 
 
 def echo_of(op: str, row: Row) -> tuple[str, Row]:
