@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tests.system.cluster import DUAL, Cluster
 from tests.system.conftest import ping
 from tests.system.runtime import DEBIAN, Runtime, Sandbox
 
+from tweed import cni as plugin
 from tweed.agent.client import call
 
 pytestmark = pytest.mark.skipif(not (DEBIAN / "bridge").exists(), reason="Debian's plugins are not installed")
@@ -299,6 +302,15 @@ def test_the_plugin_in_python_is_kept_compiled(node):
     (directory / "tweed.d" / "theirs").touch()
     assert node.tweed("cni", "uninstall", *words).returncode == 0
     assert sorted(str(path.relative_to(directory)) for path in directory.rglob("*")) == ["link", "tweed.d", "tweed.d/theirs"]
+
+
+def test_what_python_does_not_have_built_in_is_found(tmp_path):
+    """Debian's has _socket, others keep it in a file of the standard library."""
+    (tmp_path / "tweed.d").mkdir()
+    copy = shutil.copy(Path(plugin.__file__).with_name("plugin.py"), tmp_path)
+    (tmp_path / "tweed.d" / "relay.py").write_text("import colorsys\n\ndef run(path):\n    print(colorsys.__name__, path.decode())\n")
+    done = subprocess.run(["/usr/bin/python3", "-IS", copy], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"colorsys {tmp_path}/tweed.agent\n", "")
 
 
 def test_installing_and_uninstalling(node):

@@ -6,7 +6,7 @@ import sys
 
 # Symbolic links resolved: what belongs to it is beside the file itself.
 HERE = posix.readlink(f"/proc/self/fd/{posix.open(__file__, posix.O_RDONLY | posix.O_CLOEXEC)}").rpartition("/")[0]
-sys.path[:] = [HERE + "/tweed.d"]
+sys.path.insert(0, HERE + "/tweed.d")  # the others stay: of some Pythons _socket is a file
 try:
     import relay  # type: ignore[import-not-found]
 except ImportError:
