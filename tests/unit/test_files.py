@@ -65,6 +65,12 @@ def test_a_write_that_was_cut_short_is_not_seen(tmp_path):
     assert path.read_text() == "new" and spare(path).read_text() == "old"
 
 
+def test_a_directory_that_was_removed_is_made_again(tmp_path):
+    path = tmp_path / "state" / "ledger"
+    write_swapping(path, b"text")
+    assert path.read_text() == "text" and path.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_spare_is_not_followed_to_elsewhere(tmp_path):
     (tmp_path / "theirs").write_text("theirs")
     spare(tmp_path / "ledger").symlink_to("theirs")

@@ -48,7 +48,12 @@ def write_swapping(path: Path, data: bytes) -> None:
     The content goes into the file that this one replaced, and the two change names (rename(2), RENAME_EXCHANGE): no file is made, no
     block allocated or freed, which costs ten times as much. File systems without it rename.
     """
-    descriptor = os.open(spare(path), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    how = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(spare(path), how, 0o600)
+    except FileNotFoundError:  # somebody has removed the directory
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(spare(path), how, 0o600)
     try:
         done = os.write(descriptor, data)
         while done < len(data):
