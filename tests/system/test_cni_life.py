@@ -347,6 +347,10 @@ def test_a_full_disk_undoes_and_says_so(node):
             answer = runtime.run("tweed", conf(), **variables("ADD", second.path, "b"))
             assert answer.error in (5, 100) and "cannot be written" in answer.document["msg"]
             assert node.sh("ip -o link | cut -d: -f2") == before and "eth0" not in second.sh("ip link")
+            status = runtime.run("tweed", conf("1.1.0"), CNI_COMMAND="STATUS")
+            assert status.error == 50 and "cannot be written" in status.document["msg"]
+            node.sh("ip addr flush dev cni0; ip link set cni0 down")  # what is put back needs no file
+            wait_for(lambda: "inet " in node.sh("ip addr show cni0 up"), "the bridge is as it was")
         finally:
             subprocess.run(["umount", node.state], check=True)
             os.chmod(node.state, 0o700)

@@ -1,5 +1,6 @@
 """Bridges and ports that containers depend on, changed by hand under a running agent: put back, with their traffic."""
 
+import json
 import re
 
 import pytest
@@ -83,6 +84,32 @@ def test_what_is_changed_by_hand_is_put_back(place, what):
     place.check()
     status = place.node.status()
     assert status["ready"] and not place.node.problems() and status["reconcile"]["repairs"] > repairs
+
+
+def test_what_is_written_down_of_a_bridge_does_not_grow(place):
+    def written():
+        return json.loads((place.node.state / "attachments.json").read_text())["bridges"]["cni0"]
+
+    before = place.state()
+    place.node.sh(HARM["addresses gone"])
+    wait_for(lambda: place.state() == before, "as before")
+    first = written()
+    place.node.sh(HARM["addresses gone"])
+    wait_for(lambda: place.state() == before, "as before")
+    assert written() == first
+
+
+def test_a_bridge_that_cannot_be_made_whole_is_ours_all_the_same(place):
+    """Its addresses are refused: the rest of it and its ports are there, and a cleanup would remove it."""
+    before, off = place.state(), "sysctl -qw net.ipv6.conf.default.disable_ipv6"
+    place.node.sh(f"{off}=1; ip link del cni0")
+    wait_for(lambda: "container-bridge" in place.node.problems(), "it is said")
+    bridge = json.loads((place.node.state / "attachments.json").read_text())["bridges"]["cni0"]
+    assert bridge["up"] is None and bridge["index"] == json.loads(place.node.sh("ip -j link show cni0"))[0]["ifindex"]
+    assert place.port in place.node.sh("ip link show master cni0")
+    place.node.sh(f"{off}=0; sysctl -qw net.ipv6.conf.cni0.disable_ipv6=0; ip link set cni0 mtu 1300")
+    wait_for(lambda: place.state() == before and not place.node.problems(), "as before")
+    wait_for(place.talk, "they talk")
 
 
 def test_what_happens_without_an_agent_is_put_back_at_its_start(place):

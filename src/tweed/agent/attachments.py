@@ -270,8 +270,8 @@ class Attachments:
         known = self.ledger.bridges.get(network.bridge)
         if known is None or known.index != facts.bridge.index:
             known = Bridge(facts.bridge.index, mtu=facts.bridge.mtu, up=facts.bridge.up)
-        new = tuple(str(row.address) for row in plan.missing_addresses(network, facts))
-        return msgspec.structs.replace(known, addresses=known.addresses + new)
+        new = (str(row.address) for row in plan.missing_addresses(network, facts))
+        return msgspec.structs.replace(known, addresses=tuple(dict.fromkeys((*known.addresses, *new))))
 
     def _drop_stale(self, container_id: str, ifname: str) -> None:
         """Free an entry that stands for nothing: cut short, or its namespace was removed without a detach."""

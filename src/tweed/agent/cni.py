@@ -147,6 +147,10 @@ class Cni:
                 taken.pick(pools, (), network.reserved)
             except NoAddress as error:
                 raise CniError(wire.LIMITED, str(error)) from None
+        try:
+            self.agent.attachments.ledger.save()  # ADD would be refused where that cannot be done
+        except TweedError as error:
+            raise CniError(wire.UNAVAILABLE, str(error)) from None
         assert self.agent.site is not None  # it has a lease
         return "; ".join(f"{problem.subject}: {problem.text}" for problem in past_iptables(self.agent.site.families))
 

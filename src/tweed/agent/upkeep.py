@@ -13,7 +13,7 @@ from tweed.agent.log import log
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import attach, links, sysctl, tables
 from tweed.plan import upkeep
-from tweed.plan.attach import Facts, Step, groups
+from tweed.plan.attach import BRIDGE_ALIAS, Facts, Step, groups
 from tweed.plan.attachment import Attachment, NodeNetwork
 from tweed.plan.screen import Problem
 
@@ -74,11 +74,14 @@ class Upkeep:
         if not steps:
             return ()
         nl, ledger, bridge = self.attachments.nl, self.attachments.ledger, self.attachments.claim(network, facts)
-        ledger.bridges = ledger.bridges | {name: bridge}
-        ledger.save()
-        for group in groups(steps):
-            attach.do(group, nl, {})
-        if bridge.index is None:
-            ledger.bridges[name] = msgspec.structs.replace(bridge, index=links.index_of(nl, name, f"ip link show {name}"))
+        if bridge != ledger.bridges.get(name):
+            ledger.bridges = ledger.bridges | {name: bridge}
             ledger.save()
+        try:
+            for group in groups(steps):
+                attach.do(group, nl, {})
+        finally:  # where a step is refused, the bridge is ours all the same
+            if bridge.index is None and (made := links.link(nl, name)) is not None and made.alias == BRIDGE_ALIAS:
+                ledger.bridges[name] = msgspec.structs.replace(bridge, index=made.index)
+                ledger.save()
         return steps
