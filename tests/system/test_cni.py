@@ -419,6 +419,11 @@ def test_promiscuous_mode_instead_of_hairpin(fast, sandbox):
     assert both.error == 7 and "promiscMode" in both.document["msg"]
     result = fast.run("tweed", conf(promiscMode=True), **variables("ADD", sandbox)).document
     assert "hairpin off" in fast.node.sh(f"bridge -d link show dev {result['interfaces'][1]['name']}") and "PROMISC" in fast.node.sh("ip link show cni0")
+    with fast.node.paused():  # else the agent would mend it
+        fast.node.sh("ip link set cni0 promisc off")
+        check = fast.run("tweed", conf(promiscMode=True, prevResult=result), **variables("CHECK", sandbox))
+        assert check.error == 103 and "promiscuous" in check.document["msg"]
+    wait_for(lambda: "PROMISC" in fast.node.sh("ip link show cni0"), "it is put back")
     fast.run("tweed", conf(), **variables("DEL", sandbox))
     fast.node.sh("ip link set cni0 promisc off")
 

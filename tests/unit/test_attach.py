@@ -293,6 +293,12 @@ def test_what_is_put_right(bridge, addresses, port, expected):
     assert found == [line.replace("PORT", entry.host_name) for line in expected]
 
 
+@pytest.mark.parametrize(("asked", "is_on", "expected"), [(True, False, ["ip link set cni0 promisc on"]), (True, True, []), (False, True, [])])
+def test_a_bridge_is_promiscuous_as_long_as_a_container_asked_for_it(asked, is_on, expected):
+    (one, first), (two, second) = on_cni0(2, promisc=asked), on_cni0(3)
+    assert mending([one, two], msgspec.structs.replace(UP, promisc=is_on), [first, second]) == expected
+
+
 def test_a_bridge_that_is_gone_comes_back_with_its_ports():
     (one, first), (two, second) = on_cni0(2), on_cni0(3, hairpin=False)
     gone = [msgspec.structs.replace(port, master=0, hairpin=None) for port in (first, second)]

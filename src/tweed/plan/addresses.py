@@ -156,6 +156,7 @@ def place(
         gateways=tuple(pool.gateway for pool, _ in chosen),
         routes=routes(network, [pool for pool, _ in chosen], routed),
         hairpin=network.hairpin,
+        promisc=network.promisc,
         masquerade=network.masquerade,
     )
 

@@ -148,6 +148,7 @@ class Attachment(msgspec.Struct, frozen=True):
     gateways: tuple[bytes, ...] = ()
     routes: tuple[Via, ...] = ()
     hairpin: bool = True
+    promisc: bool = False
     masquerade: bool = False
 
     @property

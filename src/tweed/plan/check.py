@@ -39,6 +39,8 @@ def differences(attachment: Attachment, seen: Seen, after: After) -> list[str]:
     else:
         if not bridge.up:
             found.append(f"bridge {a.bridge} is down")
+        if a.promisc and not bridge.promisc:
+            found.append(f"bridge {a.bridge} has lost its promiscuous mode")
         found += [
             f"bridge {a.bridge} has lost its address {gateway}"
             for gateway in (Prefix(g, p.length) for g, p in zip(a.gateways, a.addresses, strict=False))

@@ -10,7 +10,7 @@ from tweed.plan.attachment import Attachment, NodeNetwork, Range
 
 
 def network_of(attached: Sequence[Attachment], bridge: Link | None, *, ours: bool) -> NodeNetwork:
-    """As much of a network as its containers (the newest last) tell: gateways, and the MTU. One that was adopted tells no gateway.
+    """As much of a network as its containers (the newest last) tell: gateways, MTU, promiscuous mode. One that was adopted tells no gateway.
 
     `ours`: we made the bridge; of another the MTU is left alone.
     """
@@ -18,7 +18,7 @@ def network_of(attached: Sequence[Attachment], bridge: Link | None, *, ours: boo
     pairs = ((prefix, gateway) for each in attached for prefix, gateway in zip(each.addresses, each.gateways, strict=False))
     ranges = dict.fromkeys(Range.whole(prefix, gateway) for prefix, gateway in pairs)
     mtu = newest.mtu if bridge is None or (ours and newest.mtu) else bridge.mtu
-    return NodeNetwork(None, None, mtu, newest.bridge, ranges=tuple((each,) for each in ranges))
+    return NodeNetwork(None, None, mtu, newest.bridge, ranges=tuple((each,) for each in ranges), promisc=any(each.promisc for each in attached))
 
 
 def steps(attached: Sequence[Attachment], network: NodeNetwork, facts: Facts, ports: Mapping[str, Link]) -> tuple[Step, ...]:
