@@ -21,6 +21,7 @@ from tweed.agent.attachments import Attachments
 from tweed.agent.ledger import Ledger
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links
+from tweed.kernel.container import Container
 from tweed.kernel.netns import run_in
 from tweed.plan import attach as plan
 from tweed.plan.addresses import place
@@ -348,6 +349,45 @@ def test_a_namespace_that_does_not_exist(node):
     with pytest.raises(KernelError, match="open network namespace /run/netns/tweedt-none"):
         node.inside(node.attachments.attach, AttachRequest("a", "eth0", "/run/netns/tweedt-none"), NETWORK)
     assert node.attachments.list() == () and links.link(node.space.nl, "cni0") is None
+
+
+FILE, ROUTING, PACKET, OTHER = None, (socket.AF_NETLINK, 0), (socket.AF_PACKET, 0), (socket.AF_INET, 0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "works"),
+    [
+        ((ROUTING,), True),
+        ((FILE, PACKET, ROUTING), True),
+        ((FILE,), False),
+        ((PACKET,), False),
+        ((ROUTING, OTHER), False),
+        ((ROUTING, ROUTING), False),
+        ((ROUTING, PACKET, PACKET), False),
+        ((ROUTING, FILE, FILE), False),
+        (("bound", FILE), False),
+    ],
+)
+def test_what_a_caller_sends_is_used_or_closed(sent, works):
+    def opened(what):
+        if what is FILE:
+            return os.open("/proc", os.O_RDONLY)
+        made = socket.socket(*(ROUTING[0], socket.SOCK_RAW, 0) if what == "bound" else (what[0], socket.SOCK_RAW if what != OTHER else socket.SOCK_DGRAM, 0))
+        if what == "bound":
+            made.bind((0, 0))
+        return made.detach()
+
+    before = os.listdir("/proc/self/fd")
+    descriptors = [opened(FILE), *map(opened, sent)]
+    if works:
+        with Container.received(descriptors) as made:
+            made.packet, packet = None, made.packet  # else a thread closes it, a moment later
+            if packet is not None:
+                packet.close()
+    else:
+        with pytest.raises(KernelError, match="take what the plugin opened"):
+            Container.received(descriptors)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_the_pool_ends_and_begins_again(node):

@@ -558,7 +558,7 @@ async def test_nodes_whose_leases_vanish_with_ours_are_kept_until_they_write_the
     await place.see()  # which has no third either
     assert set(m.records) == {MINE.key, second.key, third.key} and 29 < m.next_s <= 31
     clock[0] += 31
-    assert not await m.publish(MINE)
+    m.let_go()
     assert set(m.records) == {MINE.key, second.key} and m.kept == set() and place.woken[-1] == {third.key}
     assert m.next_s > 1000
 

@@ -143,7 +143,8 @@ class Membership:
             return gone - {self.own.key}
         return gone & self.kept
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Of what was kept, when its time is over."""
         if self.kept and boottime() >= self.kept_until:
             gone, self.kept = self.kept, set()
             self.records = {key: record for key, record in self.records.items() if key not in gone}
@@ -202,7 +203,6 @@ class Membership:
 
         Somebody else under our key fences this node: it stops writing and says so; what is programmed stays.
         """
-        self._let_go()
         if self.own is None or self.fenced:
             return False
         self.failed = False
@@ -275,7 +275,7 @@ class Membership:
 
     @property
     def next_s(self) -> float | None:
-        """Seconds until `publish` has something to do though nothing happens: the renewal, another try, or letting go what was kept. None: never."""
+        """Seconds until `publish` or `let_go` has something to do though nothing happens: the renewal, another try, the end of what was kept. None: never."""
         waits = [max(self.kept_until - boottime(), 0.0) + 0.001] if self.kept else []
         if self.own is not None and not self.fenced:
             if self.failed:

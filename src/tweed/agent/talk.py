@@ -68,6 +68,7 @@ class Talk:
         """True when there is something for another pass: to do, or to tell."""
         assert self.agent.membership is not None
         before = self.kinds_of_problems
+        self.agent.membership.let_go()  # whatever the store says
         if look:
             await self.check_configuration()
         changed = False

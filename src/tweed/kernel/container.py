@@ -58,26 +58,31 @@ class Container:
 
     @classmethod
     def received(cls, descriptors: Sequence[int]) -> Container:
-        """Of descriptors that the relay opened: the namespace's first, then the others in any order. They are taken over.
+        """Of descriptors that the relay opened: the namespace's first, then the others in any order. They are taken over, or closed.
 
-        Raises KernelError when the rtnetlink socket is not among them.
+        Raises KernelError when they are not what they should be.
         """
-        netns, conf6 = descriptors[0], None
-        sockets: dict[int, socket.socket] = {}
-        for descriptor in descriptors[1:]:
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                made = socket.socket(fileno=descriptor)
-                sockets[made.family] = made
-            else:
-                conf6 = descriptor
-        if socket.AF_NETLINK in sockets:
-            return cls(netns, sockets[socket.AF_NETLINK], sockets.get(socket.AF_PACKET), conf6)
-        for made in sockets.values():
-            made.close()
-        for left in (netns, conf6):
-            if left is not None:
-                os.close(left)
-        raise KernelError("take what the plugin opened in the container's namespace", errno.EINVAL, "no rtnetlink socket is among it")
+        operation = "take what the plugin opened in the container's namespace"
+        netns, *others = descriptors
+        sockets, files = list[socket.socket](), list[int]()
+        try:
+            for descriptor in others:
+                if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                    sockets.append(socket.socket(fileno=descriptor))
+                else:
+                    files.append(descriptor)
+            sockets.sort(key=lambda made: made.family)
+            if [made.family for made in sockets] not in ([socket.AF_NETLINK], [socket.AF_NETLINK, socket.AF_PACKET]) or len(files) > 1:
+                raise KernelError(operation, errno.EINVAL, "it is not an rtnetlink socket, with a packet socket and a directory perhaps")
+            return cls(netns, sockets[0], sockets[1] if len(sockets) > 1 else None, files[0] if files else None)
+        except BaseException as error:
+            for made in sockets:
+                made.close()
+            for descriptor in (netns, *files):
+                os.close(descriptor)
+            if isinstance(error, OSError):  # a socket that is bound already
+                raise KernelError(operation, error.errno or 0, error.strerror or str(error)) from None
+            raise
 
     def sysctl(self, key: str, value: str) -> None:
         """Write a key below net/ipv6/conf/ of this namespace. Raises KernelError."""
