@@ -121,6 +121,17 @@ def test_what_happens_without_an_agent_is_put_back_at_its_start(place):
     wait_for(place.talk, "they talk")
 
 
+def test_containers_of_a_ledger_that_was_lost_are_kept_too(place):
+    before = place.state()
+    place.node.end()
+    (place.node.state / "attachments.json").unlink()
+    place.node.start()
+    place.node.sh("ip link del cni0")
+    wait_for(lambda: place.state() == before, "as before")
+    wait_for(place.talk, "they talk")
+    place.check()
+
+
 def test_another_device_of_that_name_is_named_and_not_touched(place):
     before = place.state()
     with place.node.paused():

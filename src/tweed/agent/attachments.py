@@ -183,6 +183,9 @@ class Attachments:
             bridge = links.link(self.nl, link.master) if link.master else None
             if link.name in known or bridge is None or (entry := plan.from_alias(link, bridge.name, time.time())) is None:
                 continue
+            held = {row.address.network: row.address.address for row in reversed(tables.addresses(self.nl, bridge.name))}  # the first of each
+            if all(prefix.network in held for prefix in entry.addresses):
+                entry = msgspec.structs.replace(entry, gateways=tuple(held[prefix.network] for prefix in entry.addresses))
             self.ledger.entries[entry.key] = entry
             log.warning("container %s with %s was not in %s: written down again from %s", entry.container_id, entry.addresses_text, self.ledger.path, link.name)
 

@@ -10,7 +10,8 @@ from tweed.plan.attachment import Attachment, NodeNetwork, Range
 
 
 def network_of(attached: Sequence[Attachment], bridge: Link | None, *, ours: bool) -> NodeNetwork:
-    """As much of a network as its containers (the newest last) tell: gateways, MTU, promiscuous mode. One that was adopted tells no gateway.
+    """As much of a network as its containers (the newest last) tell: gateways, MTU, promiscuous mode. One that was adopted
+    from a bridge without addresses tells no gateway.
 
     `ours`: we made the bridge; of another the MTU is left alone.
     """
