@@ -218,7 +218,7 @@ def test_a_split_holds_before_docker0_is_there(own: Lab, attach: Callable[[], st
     own.run("node1", "ip link del cni0")
     assert docker_opts(own, *write).returncode == 0 and attach().endswith("/24")
     done = docker_opts(own, *write, "--split")
-    assert done.returncode == 1 and done.stderr.startswith("tweed: cni0 has 10.244.1.1/24, so its containers and Docker's would share 10.244.1.128/25: take")
+    assert done.returncode == 1 and done.stderr.startswith("tweed: cni0 has 10.244.1.1/24, so its containers and Docker's would share 10.244.1.128/25: while")
     assert "10.244.1.1/24" in (tmp_path / "options").read_text() and attach().endswith("/24")
 
 

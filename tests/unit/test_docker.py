@@ -127,10 +127,10 @@ def test_pods_get_what_no_other_bridge_has(bridges: list[tuple[str, str]], expec
         (
             False,
             [("cni0", "10.244.1.1/24")],
-            r"cni0 has .* share 10.244.1.0/24: take 10.244.1.1/24 from cni0, .* \(ip link del cni0\), and use --split to have both",
+            r"cni0 has .* share 10.244.1.0/24: while .*, take 10.244.1.1/24 from cni0, .* \(ip link del cni0\), and use --split to have both",
         ),
-        (True, [("cni0", "10.244.1.1/24")], r"cni0 has .* share 10.244.1.128/25: take 10.244.1.1/24 from cni0, .* \(ip link del cni0\)"),
-        (True, [("cni0", "10.244.1.1/25"), ("cni1", "10.244.1.129/25")], "cni1 has 10.244.1.129/25, .* share 10.244.1.128/25: take"),
+        (True, [("cni0", "10.244.1.1/24")], r"cni0 has .* share 10.244.1.128/25: while .*, take 10.244.1.1/24 from cni0, .* \(ip link del cni0\)"),
+        (True, [("cni0", "10.244.1.1/25"), ("cni1", "10.244.1.129/25")], "cni1 has 10.244.1.129/25, .* share 10.244.1.128/25: while .*, take"),
         (False, [("br0", "10.0.0.1/8")], "br0 has 10.0.0.1/8"),
         (True, [("cni0", "fd00:0:0:1::1/64")], "cni0 has fd00:0:0:1::1/64, .* share fd00:0:0:1:8000::/65"),
     ],

@@ -88,7 +88,7 @@ def check_free(subnets: Collection[Prefix], bridges: list[Bridge], *, split: boo
         for name, address in bridges:
             if name == DOCKER0 or not address.network.overlaps(wanted):
                 continue
-            in_the_way = f"take {address} from {name}, or remove it while no container is on it (ip link del {name})"
+            in_the_way = f"while no container is on it, take {address} from {name}, or remove it (ip link del {name})"
             how = "use --split" if not address.network.overlaps(docker_half(subnet)) else in_the_way + ("" if split else ", and use --split to have both")
             raise TweedError(f"{name} has {address}, so its containers and Docker's would share {wanted}: {how}")
 
