@@ -42,8 +42,8 @@ def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def write_swapping(path: Path, data: bytes) -> None:
-    """For a file that is replaced all the time: a reader sees the old content or the new one, after a loss of power (not of the process)
-    perhaps a mixture. Raises OSError.
+    """For a file that is replaced all the time: who opens it finds the old content or the new one. A mixture may be seen after a
+    loss of power (not of the process), and by who still reads what he opened when the next content but one is written. Raises OSError.
 
     The content goes into the file that this one replaced, and the two change names (rename(2), RENAME_EXCHANGE): no file is made, no
     block allocated or freed, which costs ten times as much. File systems without it rename.
