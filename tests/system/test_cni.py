@@ -126,6 +126,15 @@ def test_a_second_add_of_the_same_is_refused_and_the_first_stays(runtime, sandbo
     runtime.delete(conflist(), "c1", sandbox.path)
 
 
+def test_del_of_a_container_whose_device_was_renamed(runtime, sandbox):
+    """Else its address would be another's, and the container would still have it."""
+    result = runtime.add(conflist(), "c1", sandbox.path)
+    port = result["interfaces"][1]["name"]
+    runtime.node.sh(f"ip link set {port} down; ip link set {port} name other; ip link set other up")
+    runtime.delete(conflist(), "c1", sandbox.path)
+    assert "eth0" not in sandbox.sh("ip link") and "other" not in runtime.node.sh("ip link") and pods(runtime) == set()
+
+
 @pytest.mark.parametrize("loss", ["nothing", "netns unset", "netns gone", "interface", "ledger", "prevResult", "everything"])
 def test_del_frees_the_address_whatever_is_missing(runtime, sandbox2, loss):
     node, box = runtime.node, Sandbox()

@@ -306,7 +306,8 @@ class Agent:
         if settled and reasons == {"nftables"}:
             return await self._firewall(self.report)
         if settled and reasons == {"containers"}:
-            return msgspec.structs.replace(self.report, containers=self.upkeep.mend())
+            began = time.monotonic()
+            return msgspec.structs.replace(self.report, containers=self.upkeep.mend(), duration_s=time.monotonic() - began)
         self.screened = self.screening.see(self.membership.records, self.membership.junk.values(), self.membership.own, self.changed)
         self.changed = set()
         if settled and reasons == {"lease"}:

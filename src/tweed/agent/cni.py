@@ -89,11 +89,21 @@ class Cni:
     async def delete(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         self._changing()
         log.info("CNI DEL of %s %s", call.container_id, call.ifname)
-        attachments = self.agent.attachments
-        await self.removal.remove(host_name(call.container_id, call.ifname))
-        if call.netns and attachments.inherited(call.container_id, call.ifname):
-            with contextlib.suppress(Unknown), container(call.netns, descriptors) as inside:
-                links.delete_link(inside.nl, call.ifname)
+        attachments, name = self.agent.attachments, host_name(call.container_id, call.ifname)
+        entry, ours = attachments.find(call.container_id, call.ifname), links.link(self.agent.netlink, name)
+        await self.removal.remove(name)
+        # What another plugin made, or somebody renamed, is told by the container's side.
+        if call.netns and ((entry is not None and ours is None) or attachments.inherited(call.container_id, call.ifname)):
+            try:
+                with container(call.netns, descriptors) as inside:
+                    link = links.link(inside.nl, call.ifname)
+                    if link is not None and (entry is None or link.mac == entry.mac):
+                        links.delete_link(inside.nl, call.ifname)
+            except Unknown:
+                pass
+            except KernelError:
+                if entry is None:
+                    raise  # else it is most likely gone, and an agent that may not enter cannot see to it
         attachments.detach(call.container_id, call.ifname)
 
     async def check(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
