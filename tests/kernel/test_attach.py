@@ -21,7 +21,7 @@ from tweed.agent.attachments import Attachments
 from tweed.agent.ledger import Ledger
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import links
-from tweed.kernel.container import Container, close_all
+from tweed.kernel.container import Container
 from tweed.kernel.netns import run_in
 from tweed.plan import attach as plan
 from tweed.plan.addresses import place
@@ -377,9 +377,9 @@ def test_what_a_caller_sends_is_used_or_closed(sent, works):
             made.bind((0, 0))
         return made.detach()
 
-    close_all()  # of earlier tests, which a thread would close meanwhile
-    before = len(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))  # some of which a thread may close meanwhile: packet sockets of earlier tests
     descriptors = [opened(FILE), *map(opened, sent)]
+    given = {str(descriptor) for descriptor in descriptors}
     if works:
         with Container.received(descriptors) as made:
             made.packet, packet = None, made.packet  # else a thread closes it, a moment later
@@ -388,7 +388,8 @@ def test_what_a_caller_sends_is_used_or_closed(sent, works):
     else:
         with pytest.raises(KernelError, match="take what the plugin opened"):
             Container.received(descriptors)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    left = set(os.listdir("/proc/self/fd"))
+    assert left <= before and not left & given
 
 
 def test_the_pool_ends_and_begins_again(node):
