@@ -143,14 +143,14 @@ class Agent:
         """An underlay that changed its address, index or MTU is followed; one that is gone is waited for."""
         assert self.underlay is not None and self.site is not None
         try:
-            underlay = self.site.underlay(self.underlay)
+            underlay, wrong = self.site.follow(self.underlay)
         except (NoUnderlay, KernelError) as error:
             self.problems["underlay"] = Problem("underlay", self.underlay.device, self.site.down(self.underlay.device) or str(error))
             self.ears.underlay = None
             return
         self.problems.pop("underlay", None)
         self.ears.underlay = underlay.index
-        if wrong := self.site.down(underlay.device) or self.site.lost(underlay):
+        if wrong:
             self.problems["underlay"] = Problem("underlay", underlay.device, wrong)
         if underlay != self.underlay:
             log.info("the underlay changed: %s", underlay)

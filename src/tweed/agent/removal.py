@@ -65,7 +65,7 @@ class Removal:
 
     def _hear(self) -> None:
         for notice in self._monitor.drain():
-            if isinstance(notice.row, Link):
+            if notice.op == "del" and isinstance(notice.row, Link):  # what came before the filter was there may be anything
                 done = self._going.get(notice.row.name)
                 if done is not None and not done.done():
                     done.set_result(None)

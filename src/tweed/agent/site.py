@@ -52,18 +52,23 @@ class Site:
         defaults = tuple(r for everything in EVERYTHING for r in tables.routes(self.netlink, everything.family, inside=everything, exact=True))
         return Host(found, addresses, defaults)
 
-    def underlay(self, now: Underlay | None = None) -> Underlay:
-        """The underlay `now` while it lasts, else the one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""
-        host, s = self.host(), self.settings
+    def underlay(self) -> Underlay:
+        """The one that would be chosen. Raises NoUnderlay, UsageError, KernelError."""
+        return self._underlay(self.host(), None)
+
+    def follow(self, now: Underlay) -> tuple[Underlay, str]:
+        """The underlay `now` while it lasts, else the one that would be chosen; and what is to be said of it, "" where nothing is. Raises as `underlay`."""
+        host = self.host()
+        underlay = self._underlay(host, now)
+        return underlay, self.down(underlay.device) or lost(underlay, host)
+
+    def _underlay(self, host: Host, now: Underlay | None) -> Underlay:
+        s = self.settings
         wish = with_node_ip(Wish(self.families, s.iface, s.iface_regex, s.iface_can_reach, s.public_ip, s.public_ipv6, self.network.networks), self.given)
         if now is not None and (kept := keep_underlay(now, host, {a for a in (wish.public_ip, wish.public_ip6) if a is not None})) is not None:
             return kept
         chosen = choose_underlay(wish, msgspec.structs.replace(host, flags=tables.address_flags(self.netlink)), self._reach)
         return chosen if now is None else not_demoted(now, chosen)
-
-    def lost(self, underlay: Underlay) -> str:
-        """What is to be said of addresses in use that this host does not have, "" where it has all."""
-        return lost(underlay, self.host())
 
     def down(self, device: str) -> str:
         """What is to be said of an underlay that carries nothing now, "" while it does."""

@@ -12,6 +12,7 @@ from tweed.agent.dataplane import LOG_ROWS
 from tweed.agent.log import log
 from tweed.errors import KernelError, TweedError
 from tweed.kernel import attach, links, sysctl, tables
+from tweed.model import Link
 from tweed.plan import upkeep
 from tweed.plan.attach import BRIDGE_ALIAS, Facts, Step, groups
 from tweed.plan.attachment import Attachment, NodeNetwork
@@ -33,7 +34,8 @@ class Upkeep:
     def drifted(self) -> bool:
         """Whether `mend` has something to do or to say."""
         try:
-            return any(self._look(name, attached)[2] for name, attached in self._bridges())
+            ports = self._ports()
+            return any(self._look(name, attached, ports)[2] for name, attached in self._bridges())
         except TweedError:
             return True
 
@@ -41,9 +43,10 @@ class Upkeep:
         """Put right what is not as it was, and return it. `problems` has what cannot be."""
         done: list[Step] = []
         problems: list[Problem] = []
+        ports = self._ports()
         for name, attached in self._bridges():
             try:
-                done += self._mend(name, attached)
+                done += self._mend(name, attached, ports)
             except TweedError as error:
                 if not (isinstance(error, KernelError) and error.errno == errno.ENODEV):  # a device that went meanwhile is announced
                     problems.append(Problem("container-bridge", name, str(error)))
@@ -60,17 +63,20 @@ class Upkeep:
             found.setdefault(entry.bridge, []).append(entry)
         return iter(found.items())
 
-    def _look(self, name: str, attached: list[Attachment]) -> tuple[NodeNetwork, Facts, tuple[Step, ...]]:
+    def _ports(self) -> dict[str, Link]:
+        """The node's veths, by name; none where no container is attached."""
+        return {link.name: link for link in links.links(self.attachments.nl, "veth")} if self.attachments.list() else {}
+
+    def _look(self, name: str, attached: list[Attachment], ports: dict[str, Link]) -> tuple[NodeNetwork, Facts, tuple[Step, ...]]:
         nl, known = self.attachments.nl, self.attachments.ledger.bridges.get(name)
         bridge = links.link(nl, name)
         facts = Facts(bridge, frozenset(row.address for row in tables.addresses(nl, name)), ipv6=sysctl.has_ipv6())
         ours = known is not None and known.ours and (bridge is None or known.index == bridge.index)
         network = upkeep.network_of(attached, bridge, ours=ours)
-        ports = {link.name: link for link in links.links(nl, "veth")}
         return network, facts, upkeep.steps(attached, network, facts, ports)
 
-    def _mend(self, name: str, attached: list[Attachment]) -> tuple[Step, ...]:
-        network, facts, steps = self._look(name, attached)
+    def _mend(self, name: str, attached: list[Attachment], ports: dict[str, Link]) -> tuple[Step, ...]:
+        network, facts, steps = self._look(name, attached, ports)
         if not steps:
             return ()
         nl, ledger, bridge = self.attachments.nl, self.attachments.ledger, self.attachments.claim(network, facts)
