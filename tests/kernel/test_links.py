@@ -9,8 +9,10 @@ import pytest
 
 from tweed.addr import Prefix, parse_address, parse_mac
 from tweed.errors import KernelError
-from tweed.kernel import links
+from tweed.kernel import attach, links
 from tweed.model import Vtep, Vxlan
+from tweed.plan.attach import Hairpin, SetLink
+from tweed.wire import link as wire
 
 MAC = parse_mac("02:aa:bb:cc:dd:01")
 MAC2 = parse_mac("02:aa:bb:cc:dd:02")
@@ -147,12 +149,12 @@ def test_bridge_and_port(netns):
     links.create_bridge(netns.nl, "cni0", mac=MAC, mtu=1450)
     links.create_veth(netns.nl, "v0", "v1", mtu=1450)
     links.set_link(netns.nl, "cni0", up=True)
-    links.set_link(netns.nl, "v0", master="cni0", hairpin=True, up=True)
+    attach.apply(netns.nl, [SetLink("v0", master="cni0", up=True), Hairpin("v0")], {})
     bridge, port = links.link(netns.nl, "cni0"), links.link(netns.nl, "v0")
     assert (bridge.kind, bridge.mac, bridge.mtu, bridge.up) == ("bridge", MAC, 1450, True)
     assert (port.master, port.hairpin, port.up) == (bridge.index, True, True)
     assert shown(netns, "v0")["linkinfo"]["info_slave_data"]["hairpin"] is True
-    links.set_link(netns.nl, "v0", hairpin=False)
+    netns.nl.request(wire.set_hairpin("v0", False))
     assert links.link(netns.nl, "v0").hairpin is False
     links.set_link(netns.nl, "v0", master="")
     assert (links.link(netns.nl, "v0").master, links.link(netns.nl, "v0").hairpin) == (0, None)
@@ -162,15 +164,15 @@ def test_set_link_changes_what_is_given_and_nothing_else(netns, netns2):
     links.create_veth(netns.nl, "v0", "v1", mtu=1450, mac=MAC)
     links.set_link(netns.nl, "v0", mtu=1400)
     links.set_link(netns.nl, "v0", mac=MAC2)
-    links.set_link(netns.nl, "v0", alias="of pod 1", promisc=True, addrgenmode="none")
+    attach.apply(netns.nl, [SetLink("v0", alias="of pod 1", promisc=True, no_link_local=True)], {})
     link = links.link(netns.nl, "v0")
     assert (link.mtu, link.mac, link.alias, link.up) == (1400, MAC2, "of pod 1", False)
     assert "PROMISC" in shown(netns, "v0")["flags"]
     assert shown(netns, "v0")["inet6_addr_gen_mode"] == "none"
     links.set_link(netns.nl, "v0", up=True)
-    links.set_link(netns.nl, "v0", promisc=False)
+    attach.apply(netns.nl, [SetLink("v0", promisc=False)], {})
     assert "UP" in shown(netns, "v0")["flags"] and "PROMISC" not in shown(netns, "v0")["flags"]
-    links.set_link(netns.nl, "v0", up=False, alias="")
+    attach.apply(netns.nl, [SetLink("v0", up=False, alias="")], {})
     assert (links.link(netns.nl, "v0").alias, links.link(netns.nl, "v0").up) == ("", False)
     links.set_link(netns.nl, "v0", new_name="eth0", netns=netns2.fd)
     assert links.link(netns.nl, "v0") is None

@@ -8,10 +8,11 @@ import socket
 import pytest
 
 from tweed.addr import Prefix, parse_address, parse_mac
-from tweed.kernel import links, tables
+from tweed.kernel import attach, tables
 from tweed.kernel.monitor import LINK, Monitor, Notice
 from tweed.kernel.netlink import Netlink
 from tweed.model import PROTOCOL_BOOT, Change, FdbEntry, InterfaceAddress, Link, Neighbour, Netconf, Route
+from tweed.plan.attach import SetLink
 from tweed.wire.link import RTM_DELLINK
 
 MAC = parse_mac("00:11:22:33:44:55")
@@ -208,7 +209,7 @@ def test_groups_and_namespaces(node, netns2):
     try:
         apply(node.nl, "replace", ROWS)
         assert tables_of(quiet) == tables_of(elsewhere) == []
-        links.set_link(node.nl, "flannel.1", alias="of ours")
+        attach.apply(node.nl, [SetLink("flannel.1", alias="of ours")], {})
         assert [notice.row.alias for notice in quiet.drain() if notice.row.name == "flannel.1"][-1] == "of ours"
     finally:
         quiet.close()

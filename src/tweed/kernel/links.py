@@ -90,11 +90,8 @@ def set_link(
     new_name: str | None = None,
     netns: int | None = None,
     addrgenmode: str | None = None,
-    hairpin: bool | None = None,
-    alias: str | None = None,
-    promisc: bool | None = None,
 ) -> None:
-    """Change what is given and nothing else. `master` "" detaches from the bridge, `alias` "" removes it, `netns` is a file descriptor.
+    """Change what is given and nothing else. `master` "" detaches from the bridge, `netns` is a file descriptor.
 
     The kernel flushes a device's neighbours, permanent ones too, when `mac` is given, even if it is the one that the device has.
     """
@@ -105,22 +102,12 @@ def set_link(
         f"name {new_name}" if new_name is not None else "",
         f"netns {netns}" if netns is not None else "",
         f"addrgenmode {addrgenmode}" if addrgenmode is not None else "",
-        f"alias '{alias}'" if alias is not None else "",
-        "" if promisc is None else "promisc on" if promisc else "promisc off",
         "" if up is None else "up" if up else "down",
     ]
     operation = " ".join(["ip link set", name, *filter(None, words)])
     device = name if new_name is None else index_of(nl, name, operation)
-    if any(words):
-        bridge = None if master is None else index_of(nl, master, operation) if master else 0
-        nl.request(
-            wire.set_link(
-                device, up=up, mtu=mtu, mac=mac, master=bridge, new_name=new_name, netns=netns, addrgenmode=addrgenmode, alias=alias, promisc=promisc
-            ),
-            operation,
-        )
-    if hairpin is not None:  # only a port has it, so it comes after the port has its master
-        nl.request(wire.set_hairpin(new_name or name, hairpin), f"bridge link set dev {new_name or name} hairpin {'on' if hairpin else 'off'}")
+    bridge = None if master is None else index_of(nl, master, operation) if master else 0
+    nl.request(wire.set_link(device, up=up, mtu=mtu, mac=mac, master=bridge, new_name=new_name, netns=netns, addrgenmode=addrgenmode), operation)
 
 
 def set_queue(nl: Netlink, name: str, length: int) -> None:
