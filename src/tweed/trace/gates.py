@@ -113,10 +113,10 @@ class Gates(Trail):
         if strict:
             key = "all" if values[0] == mode else device
             row = at.sysctls.get(f"net/ipv4/conf/{key}/rp_filter")
-            fixes = tuple(Fix(at.name, f"sysctl -w net/ipv4/conf/{name}/rp_filter=2") for name in (device,))
+            fix = (Fix(at.name, f"sysctl -w net/ipv4/conf/{device}/rp_filter=2"),)
             evidence = (quote(back.row),) if back.row is not None else ()
             params = {"src": format_address(self.src), "device": device, "other": other}
-            self.fail(packet, device, "dropped", "rp-filter", params, quote(row) if row is not None else None, evidence=evidence, fix=fixes)
+            self.fail(packet, device, "dropped", "rp-filter", params, quote(row) if row is not None else None, evidence=evidence, fix=fix)
             return True
         if mode is None:
             self.note_unknown(Said("rp-filter", {"device": device}))
