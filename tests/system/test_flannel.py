@@ -115,6 +115,12 @@ class Mixed(Cluster):
         self.environment |= {"TWEED_ETCD_ENDPOINTS": ETCD}
         wait_for(lambda: self.ctl("get", "anything") == "", "etcd answers")
 
+    def start_flannelds(self) -> None:
+        """One after the other: flanneld compares keys only, so two that choose at once may share the subnet of one family."""
+        for host in self.hosts:
+            host.start_flanneld()
+            wait_for(lambda host=host: "I running" in host.log, f"flanneld on {host.node.node} has its subnets")
+
     def ctl(self, *words: str) -> str:
         return self.switch.sh(f"ETCDCTL_API=3 etcdctl --endpoints={ETCD} {' '.join(words)}")
 
@@ -128,8 +134,7 @@ def test_straight_ways_go_over_too(tmp_path: Path) -> None:
     """DirectRouting: flanneld's routes by the nodes' own addresses become the agent's, and flanneld's again."""
     with Mixed(tmp_path) as cluster:
         cluster.configure(json.dumps(DUAL | {"Backend": {"Type": "vxlan", "DirectRouting": True}}))
-        for host in cluster.hosts:
-            host.start_flanneld()
+        cluster.start_flannelds()
         for host in cluster.hosts:
             wait_for(lambda host=host: host.straight() == 4, f"flanneld on {host.node.node} has all peers")
             host.connect()
@@ -152,8 +157,7 @@ def test_straight_ways_go_over_too(tmp_path: Path) -> None:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
     """Three flannelds that know each other, and pods that talk."""
     with Mixed(tmp_path_factory.mktemp("mixed")) as cluster:
-        for host in cluster.hosts:
-            host.start_flanneld()
+        cluster.start_flannelds()
         for host in cluster.hosts:
             wait_for(lambda host=host: host.peers() == 4, f"flanneld on {host.node.node} has all peers")
             host.connect()
