@@ -122,6 +122,42 @@ def test_a_node_on_which_no_agent_ever_ran(node, tmp_path):
         assert full.error == 11 and "full" in full.document["msg"] and len([*queue.iterdir()]) == 1000
 
 
+CLEAR = """
+import os, sys, time
+while os.getppid() == int(sys.argv[2]):
+    for name in os.listdir(sys.argv[1]):
+        if name.startswith("."):
+            try:
+                os.unlink(f"{sys.argv[1]}/{name}")
+                print(name, flush=True)
+            except FileNotFoundError:
+                pass
+    time.sleep(0.0005)
+"""
+
+
+@pytest.mark.parametrize("relay", ["c", "python"])
+def test_an_agent_that_starts_clears_what_is_half_written_and_no_call_is_lost(node, tmp_path, relay):
+    """It cannot tell a call that was killed from one that is still being written, which then takes another number."""
+    runtime = installed(node, relay)
+    queue, log = tmp_path / "never" / "cni-queue", tmp_path / "cleared"
+    queue.mkdir(parents=True)
+    (runtime.directories[0] / "tweed.agent").write_text(f"{queue.parent}\n")
+    long = conf(padding="x" * 500_000)  # it takes a while to be written
+    answers = []
+    with log.open("w") as output:
+        clearing = subprocess.Popen([sys.executable, "-c", CLEAR, str(queue), str(os.getpid())], stdout=output)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            while len(answers) < 40 or (not log.stat().st_size and len(answers) < 800):
+                answers += pool.map(lambda number: runtime.run("tweed", long, **variables("DEL", "", f"c{number}")), range(20))
+    finally:
+        clearing.kill()
+        clearing.wait()
+    assert log.stat().st_size and {answer.code for answer in answers} == {0}
+    assert len([*queue.iterdir()]) == len(answers)
+
+
 def test_an_agent_that_has_no_lease_says_why(tmp_path):
     with Cluster(tmp_path, 1, None) as cluster, sandboxes(1) as (box,):
         [node] = cluster.nodes

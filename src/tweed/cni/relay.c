@@ -191,7 +191,7 @@ static int queue(void) {
         unlink(partial);
         if (!failed)
             return 0;
-        if (why != EEXIST)
+        if (why != EEXIST && why != ENOENT) /* an agent that starts clears what is half written */
             return -1;
     }
     return -1;

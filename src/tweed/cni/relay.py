@@ -116,7 +116,7 @@ def queue(run_dir: bytes, call: bytes) -> bool:
             write_all(file, call)
             posix.link(partial, path)
             return True
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # an agent that starts clears what is half written
             continue
         except OSError:
             return False
