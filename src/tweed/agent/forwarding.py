@@ -25,7 +25,7 @@ from tweed.addr import Prefix, format_address
 from tweed.agent.log import log
 from tweed.config import Settings
 from tweed.errors import TweedError
-from tweed.model import Lease, Tun
+from tweed.model import Endpoint, Lease, Tun
 from tweed.plan.screen import Problem
 from tweed.udp.control import TIMEOUT_S, Report, Request, Task, ask, descriptors, listener
 from tweed.udp.peers import Table, peer
@@ -45,6 +45,7 @@ class Forwarding:
         self.woke = woke
         self.report: Report | None = None
         self.problem: Problem | None = None
+        self.told: frozenset[Endpoint] = frozenset()  # the peers that the process has
         self.starts = 0
         self.started_at = 0.0
         self.watched: int | None = None
@@ -58,7 +59,7 @@ class Forwarding:
     async def follow(self, network: Network, device: Tun | None, own: Lease, peers: Iterable[Lease]) -> None:
         """Have the process run for `device` with these peers; None: there is none to be."""
         if device is None:
-            self.report = self.problem = None
+            self.report, self.problem, self.told = None, None, frozenset()
             self.let_go()
             return
         task = Task(str(self.socket.absolute()), device.name, format_address(device.local), device.port, network.data_path, __version__)  # type: ignore[arg-type]
@@ -69,9 +70,9 @@ class Forwarding:
         try:
             report = await asyncio.to_thread(self.have, task, table)
         except TweedError as error:
-            self.report, self.problem = None, Problem("udp-process", device.name, str(error))
+            self.report, self.problem, self.told = None, Problem("udp-process", device.name, str(error)), frozenset()
             return
-        self.report, self.problem = report, None
+        self.report, self.problem, self.told = report, None, frozenset(endpoints)
         self.watch(report.pid)
 
     async def look(self) -> None:

@@ -127,7 +127,8 @@ def _peers(agent: Agent) -> list[dict[str, Any]]:
         endpoints = list(programmed.endpoints) if programmed is not None else []
         rows = [row for e in endpoints for row in endpoint_rows(e, dataplane.backend.tunnels, dataplane.reaches)]
         ways = {e.subnet: way(dataplane.backend, e, dataplane.reaches) for e in endpoints}
-        state = "failed" if any(row in failed for row in rows) else "programmed" if agent.complete else "pending"
+        carried = agent.complete and (dataplane.backend.kind != "udp" or agent.forwarding.told.issuperset(endpoints))
+        state = "failed" if any(row in failed for row in rows) else "programmed" if carried else "pending"
         if programmed is None:
             state = "reserved" if record.reserved else "skipped"
         elif dataplane.backend.kind == "host-gw" and agent.complete and not rows:
