@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ import msgspec
 from tweed.bench.grounds import LIMIT, Ground
 from tweed.errors import TweedError
 from tweed.kernel import netns
+from tweed.kernel.netlink import SO_RCVBUFFORCE
 from tweed.kernel.perf import Counter, moves_data, threads_of
 from tweed.lab import processes
 
@@ -85,7 +87,7 @@ class Ends:
 
     def finish(self) -> None:
         for thread in self.threads:
-            thread.join(PATIENCE_S + DATAGRAMS * PACE_S)
+            thread.join(2 * PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -97,8 +99,9 @@ def datagrams(client: int, server: int, address: str) -> Iterator[tuple[Ends, Ca
     ):
         into.bind((address, 0))
         out.connect(into.getsockname())
-        # A timeout of Python's would cost a poll for each datagram.
-        into.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, (1).to_bytes(8, "little") + bytes(8))
+        # A timeout of Python's would cost a poll for each datagram. There is room for all of them, should the receiver be held up.
+        into.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
+        into.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, DATAGRAMS * 2 * 2048)
 
         def send() -> int:
             due = time.monotonic()
