@@ -55,6 +55,20 @@ def test_ready_is_said_once_and_the_word_when_it_changes(tmp_path: Path, abstrac
         ]
 
 
+def test_what_a_manager_did_not_take_is_said_again(tmp_path: Path):
+    name = str(tmp_path / "notify")
+    with listener(name) as sock:
+        notifier, agent = Notifier({"NOTIFY_SOCKET": name}), Agent()
+        while notifier.tell("STATUS=x"):
+            pass
+        agent.ready, agent.word = True, "ready: 2 peers"
+        notifier.see(agent)
+        assert heard(sock)[-1] == ["STATUS=x"]
+        notifier.see(agent)
+        notifier.see(agent)
+        assert heard(sock) == [["READY=1", "STATUS=ready: 2 peers"]]
+
+
 def test_signs_of_life_for_a_watchdog(tmp_path: Path):
     name = str(tmp_path / "notify")
     with listener(name) as sock:

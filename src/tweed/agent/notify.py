@@ -22,29 +22,32 @@ class Notifier:
         self.ready = False
         self.word = ""
 
-    def tell(self, *lines: str) -> None:
-        """One datagram of `KEY=value` lines."""
+    def tell(self, *lines: str) -> bool:
+        """One datagram of `KEY=value` lines. False when it did not get there: a manager that is busy takes ten."""
         if not self.address:
-            return
+            return True
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
                 sock.sendto("\n".join(lines).encode(), self.address)
         except OSError as error:
             log.warning("the service manager at $NOTIFY_SOCKET cannot be told: %s", error.strerror or error)
+            return False
+        return True
 
     def see(self, agent: Agent) -> None:
-        """Tell what is new: ready once, for good, since a manager knows no way back; the word as often as it changes."""
+        """Tell what is new: ready once, for good, since a manager knows no way back; the word as often as it changes.
+        What did not get there is new the next time, too.
+        """
         news = []
-        if agent.ready and not self.ready:
-            self.ready = True
+        ready, word = self.ready or agent.ready, agent.word
+        if ready and not self.ready:
             news.append("READY=1")
-        if (word := agent.word) != self.word:
-            self.word = word
+        if word != self.word:
             news.append(f"STATUS={' '.join(word.split())}")
         if self.every_s:
             news.append("WATCHDOG=1")
-        if news:
-            self.tell(*news)
+        if news and self.tell(*news):
+            self.ready, self.word = ready, word
 
     async def follow(self, agent: Agent) -> None:
         """Until cancelled: at every turn of the agent, and often enough for the watchdog."""
