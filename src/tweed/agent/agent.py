@@ -352,6 +352,8 @@ class Agent:
         self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))
         if self.complete and not reasons & {"start", "lease"}:
             self.repairs += done
+        elif self.complete:
+            self.repairs += len(report.containers)  # which no lease changes
         for name, text in report.device_failures.items():
             log.warning("%s: %s", name, text)
         if report.failures or report.device_failures:
