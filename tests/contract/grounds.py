@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import time
 
 from tests.contract.kube_ground import KUBE_GROUNDS
 
@@ -109,8 +110,9 @@ class EtcdGround:
 
     async def pass_time(self, seconds):
         """Also until etcd, which looks twice a second, has ended what had to end."""
+        until = time.monotonic() + (seconds if seconds < 60 else self.SOON_S)
         before = await self.leases()
-        await asyncio.sleep(seconds if seconds < 60 else self.SOON_S)
+        await asyncio.sleep(until - time.monotonic())
         due = {lease for lease, left in before.items() if left <= seconds}
         async with asyncio.timeout(20):
             while due & (await self.leases()).keys():

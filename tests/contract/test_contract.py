@@ -236,10 +236,10 @@ async def left_s(store):
 
 async def test_a_lease_ends_with_its_time(ground, store, follow, ends):
     unit = ground.UNIT_S
-    record = await store.create(lease(), ME, ttl_s=5 * unit)
     await store.create(lease("10.244.2.0/24"), ME, ttl_s=500 * unit)
+    record = await store.create(lease(), ME, ttl_s=5 * unit)
     await ground.pass_time(4 * unit)
-    assert 0.0 <= (await left_s(store))[0] <= 1.1 * unit
+    assert 0.0 <= min(await left_s(store)) <= 1.1 * unit
     watcher = follow(await ground.open(), (await store.snapshot()).revision)
     await ground.pass_time(2 * unit)
     (event,) = await watcher.until(1)

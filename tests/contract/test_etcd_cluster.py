@@ -53,9 +53,8 @@ async def connect(cluster):
 
 async def leader(cluster):
     """The member that leads now."""
-    text = await asyncio.to_thread(cluster.ctl, "endpoint", "status", "-w", "simple")
-    url = next(line.split(", ")[0] for line in text.splitlines() if line.split(", ")[4] == "true")
-    return next(member for member in cluster.members if member.url == url)
+    await asyncio.to_thread(cluster.wait)
+    return await asyncio.to_thread(cluster.leader)
 
 
 async def insist(work):

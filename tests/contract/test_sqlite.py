@@ -105,15 +105,14 @@ async def test_a_lock_held_too_long_is_said_while_reading_and_the_loop_go_on(ope
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(store.create(lease("10.244.2.0/24"), ME))
+    reading = asyncio.create_task(reader.snapshot())
     turns = 0
     while not waiting.done():
         await asyncio.sleep(0.001)
         turns += 1
-        if turns == 5:
-            assert len((await reader.snapshot()).records) == 1
     with pytest.raises(StoreUnavailable, match=r"another process has held its lock for more than 0\.3 s; `fuser .*store\.db` names it"):
         await waiting
-    assert turns > 5
+    assert turns > 5 and len((await reading).records) == 1
     holder.close()
     await store.create(lease("10.244.2.0/24"), ME)
 
@@ -201,7 +200,9 @@ async def test_a_bell_rings_for_the_file_that_has_the_name_now(tmp_path):
 
 @pytest.mark.parametrize("turns", range(5))
 async def test_a_ring_does_not_swallow_a_cancellation(tmp_path, turns):
+    (tmp_path / "file").touch()
     bell = Bell(tmp_path / "file", [])
+    assert await bell.wait(TIMEOUT_S) is True, "for what was written before"
     waiting = asyncio.create_task(bell.wait(TIMEOUT_S))
     await asyncio.sleep(0.01)
     bell.rung.set()
@@ -210,6 +211,7 @@ async def test_a_ring_does_not_swallow_a_cancellation(tmp_path, turns):
     cancelled = waiting.cancel()
     outcome = await asyncio.gather(waiting, return_exceptions=True)
     assert isinstance(outcome[0], asyncio.CancelledError) if cancelled else outcome == [True]
+    bell.close()
 
 
 async def test_a_store_that_was_replaced_is_read_anew(open_one, path):

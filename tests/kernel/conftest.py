@@ -38,6 +38,10 @@ class Namespace:
         """The same as lines, trailing blanks removed."""
         return [line.rstrip() for line in self.run(script).splitlines()]
 
+    def until(self, script: str) -> None:
+        """Wait for what the kernel does in its own time, such as putting an IPv6 address into the local table or giving a carrier."""
+        self.run(f"for i in $(seq 1000); do if {script}; then exit 0; fi; sleep 0.01; done; echo never; exit 1")
+
     def remove(self) -> None:
         self.nl.close()
         os.close(self.fd)

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 
+SO_RCVBUFFORCE = 33
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 1, 0x1000
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     tun = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TUN | IFF_NO_PI))
     outer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    outer.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # for what comes in one burst after another process has taken over
     outer.bind((local, int(port)))
     packets = bad = 0
 

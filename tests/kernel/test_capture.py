@@ -111,6 +111,7 @@ def test_a_device_that_goes_down_or_away_is_no_error(pair):
         far.run("ip link set far down")
         assert capture.drain(0.05) == []
         far.run("ip link set far up")
+        near.until("! ip link show near | grep -q NO-CARRIER")
         send(near, "near", frame(b"again"))
         assert [f.data for f in capture.drain(5)] == [frame(b"again")]
         far.run("ip link del far")

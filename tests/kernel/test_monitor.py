@@ -35,6 +35,7 @@ def node(netns):
         ip link add flannel.1 type vxlan id 1 local 192.0.2.1 dev u0 dstport 8472 nolearning; ip link set flannel.1 addrgenmode none; ip link set flannel.1 up
         ip addr add 10.244.0.0/32 dev flannel.1; ip addr add fd00:1::/128 dev flannel.1 nodad
     """)
+    netns.until("ip -6 route show table local | grep -q '^local fd00:1:: '")
     return netns
 
 

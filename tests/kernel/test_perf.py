@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from tweed.errors import KernelError
 from tweed.kernel.perf import Counter, moves_data, threads_of, tracepoint
 
 CALLS = 500
+FUTEX = {"x86_64": 202, "aarch64": 98}[platform.machine()]
 
 
 def test_calls_of_one_thread_are_counted_and_told_apart():
@@ -20,7 +22,7 @@ def test_calls_of_one_thread_are_counted_and_told_apart():
     noise.start()
     try:
         own = [threading.get_native_id()]
-        with Counter("raw_syscalls/sys_enter", own) as entered, Counter("raw_syscalls/sys_exit", own, moves_data()) as moved:
+        with Counter("raw_syscalls/sys_enter", own, f"id != {FUTEX}") as entered, Counter("raw_syscalls/sys_exit", own, moves_data()) as moved:
             before, useful = entered.read(), moved.read()
             for _ in range(CALLS):
                 os.write(writer, b"x")
@@ -29,8 +31,8 @@ def test_calls_of_one_thread_are_counted_and_told_apart():
             useful, after = moved.read() - useful, entered.read()
         # The counters are read by this thread too: a few calls each, of which reads move bytes.
         assert 2 * CALLS <= useful < 2 * CALLS + 20
-        # And it waits for the other one to let go of the interpreter, a call each time; that one made many thousands meanwhile.
-        assert 3 * CALLS <= after - before < 4 * CALLS
+        # (It also waits for the other one to let go of the interpreter, by futex(2).) That one made many thousands meanwhile.
+        assert 3 * CALLS <= after - before < 3 * CALLS + 60
     finally:
         others.set()
         noise.join()

@@ -17,6 +17,8 @@ def pair(netns: Namespace, netns2: Namespace) -> tuple[Namespace, Namespace]:
     netns.run(f"ip link add near type veth peer name far netns {netns2.name}; ip link set near up")
     netns2.run("ip link set far up; ip addr add 10.9.0.2/24 dev far; ip addr add fd09::2/64 dev far nodad")
     netns.run("ip addr add 10.9.0.1/24 dev near; ip addr add fd09::1/64 dev near nodad")
+    for space in (netns, netns2):
+        space.until("ip -6 route show table local | grep -q '^local fd09::'")
     return netns, netns2
 
 

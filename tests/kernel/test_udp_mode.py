@@ -29,6 +29,7 @@ from tweed.kernel.netns import run_in
 from tweed.udp.control import Report, Request, Task, ask, descriptors
 from tweed.udp.peers import Table, peer
 
+SO_RCVBUFFORCE, ROOM = 33, 8 << 20  # for all that waits while one process follows another
 PLAIN = Path(__file__).parent / "plain_peer.py"
 OUTER = ("192.0.2.1", "192.0.2.2")
 INNER = ("10.244.1.0", "10.244.2.0")
@@ -129,6 +130,8 @@ def world(netns: Namespace, netns2: Namespace, tmp_path: Path) -> World:
 
 def opened(space: Namespace, kind: int, bound: tuple[str, int] | None = None) -> socket.socket:
     made = run_in(space.fd, lambda: socket.socket(socket.AF_INET, kind))
+    if kind == socket.SOCK_DGRAM:
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
     made.settimeout(PATIENCE_S)
     if bound:
         made.bind(bound)

@@ -113,8 +113,8 @@ def test_a_signal_while_fetching_installs_nothing() -> None:
 
 
 def test_after_a_kill_the_next_call_waits_for_dpkg_and_removes_the_policy() -> None:
-    script = "script/packages tshark 2>/dev/null; echo exit $?; ls /usr/sbin/policy-rc.d; script/packages; ls /usr/bin/tshark"
-    printed, left = in_copy(script, INSTALL="kill -KILL $PPID; sleep 0.5")
+    script = "script/packages tshark 2>/dev/null; echo exit $?; ls /usr/sbin/policy-rc.d; script/packages 2>/mnt/said; cat /mnt/said; ls /usr/bin/tshark"
+    printed, left = in_copy(script, INSTALL="kill -KILL $PPID; for ((i = 0; i < 300; i++)); do grep -qs waiting /mnt/said && break; sleep 0.1; done")
     assert [line for line in printed if "Killed" not in line] == [
         "exit 137",
         "/usr/sbin/policy-rc.d",
