@@ -2,10 +2,11 @@
 
     .venv/bin/python -m tests.system.soak [SECONDS [SEED]]
 
-Harm is what people and machines do: agents killed, stopped and started, devices, rows, addresses, sysctls and firewall changed, the store's
-file removed, another backend, containers that come and go, several at once and with the agent killed in the middle. After each round every
-node has to be ready with all peers, CHECK to find nothing, the ledger to be what is attached, no address to be there twice, and containers to
-reach each other on both families. The first round that fails ends it, with exit 1 and the seed; the nodes' logs stay.
+Harm is what people and machines do: agents and forwarding processes killed, stopped and started, devices, rows, addresses, sysctls and firewall
+changed, the store's file removed, another backend, containers that come and go, several at once and with the agent killed in the middle. After each
+round every node has to be ready with all peers, CHECK to find nothing, the ledger to be what is attached, no address to be there twice, and
+containers to reach each other: on both families, or with an odd seed on IPv4 alone, which the UDP mode needs. The first round that fails ends it,
+with exit 1 and the seed; the nodes' logs stay.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ import threading
 import time
 from pathlib import Path
 
-from tests.system.cluster import DUAL, Cluster, Node, wait_for
+from tests.system.cluster import DUAL, V4, Cluster, Node, wait_for
 from tests.system.conftest import ping
 from tests.system.runtime import PluginFailed, Runtime, Sandbox
+
+from tweed.udp.control import listener
 
 NETWORK = {"cniVersion": "1.1.0", "name": "tweed", "plugins": [{"type": "tweed"}]}
 # More would fill the kernel's neighbour table, which all namespaces share: 1024 rows, and each may know each other.
 PODS = 18
 BACKENDS = [{"Type": "vxlan"}, {"Type": "vxlan", "DirectRouting": True}, {"Type": "vxlan", "VNI": 7}, {"Type": "host-gw"}]
+OF_IPV4 = [{"Type": "udp"}, {"Type": "udp", "DataPath": "numpy"}, {"Type": "udp", "DataPath": "naive"}]
 SCRIPTS = {
     "link flaps": "ip link set ens33 down; sleep 0.2; ip link set ens33 up; ip addr add {ip6}/64 dev ens33 nodad",
     "fdb": "for d in {devices}; do for m in $(bridge fdb show dev $d | cut -d' ' -f1); do bridge fdb del $m dev $d; done; done",
@@ -47,13 +51,14 @@ SCRIPTS = {
     "bridge gone": "ip link del cni0 || true",
     "ports": "for p in $(ip -o link show master cni0 2>/dev/null | cut -d: -f2 | cut -d@ -f1); do ip link set $p nomaster; done",
 }
-DEEDS = ["add", "add", "add", "add", "delete", "delete", "several", "kill", "end", "stop", "veth", "store", "backend", *SCRIPTS]
+DEEDS = ["add", "add", "add", "add", "delete", "delete", "several", "kill", "end", "stop", "forwarder", "veth", "store", "backend", *SCRIPTS]
 
 
 class Soak:
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self.cluster, self.random = cluster, random.Random(seed)
-        self.config = dict(DUAL)
+        self.config = dict(V4 if seed % 2 else DUAL)
+        self.backends = BACKENDS + (OF_IPV4 if seed % 2 else [])
         self.pods: dict[tuple[Node, str], tuple[Sandbox, dict]] = {}
         self.refused: collections.Counter[str] = collections.Counter()
         self.names = iter(f"c{number}" for number in range(1 << 30))
@@ -75,7 +80,7 @@ class Soak:
             if deed in SCRIPTS:
                 # What is broken already breaks no further.
                 with contextlib.suppress(RuntimeError):
-                    node.sh(SCRIPTS[deed].format(ip6=node.ip6, devices="$(ip -o link show type vxlan | cut -d: -f2)"))
+                    node.sh(SCRIPTS[deed].format(ip6=node.ip6, devices="$(ip -o link show | cut -d: -f2 | grep flannel)"))
             else:
                 getattr(self, deed)(node)
 
@@ -121,6 +126,11 @@ class Soak:
         time.sleep(self.random.uniform(0, 2))
         os.kill(node.process.pid, signal.SIGCONT)
 
+    def forwarder(self, node: Node) -> None:
+        """The process of the UDP mode, where there is one."""
+        with contextlib.suppress(OSError):
+            os.kill(listener(node.socket.parent / "udp.sock"), signal.SIGKILL)
+
     def veth(self, node: Node) -> None:
         if mine := [key for key in self.pods if key[0] is node]:
             self.pods[self.random.choice(mine)][0].sh("ip link del eth0")
@@ -141,7 +151,7 @@ class Soak:
         self.configure()
 
     def backend(self, node: Node) -> None:
-        self.config["Backend"] = self.random.choice(BACKENDS)
+        self.config["Backend"] = self.random.choice(self.backends)
         say(f"  {self.config['Backend']}")
         self.configure()
 
@@ -190,7 +200,7 @@ def main() -> int:
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
     directory, rounds = Path(tempfile.mkdtemp(prefix="tweed-soak-")), 0
     say(f"seed {seed}, {seconds:g} s")
-    with Cluster(directory, 3, DUAL) as cluster:
+    with Cluster(directory, 3, V4 if seed % 2 else DUAL) as cluster:
         cluster.start()
         soak = Soak(cluster, seed)
         try:
