@@ -218,6 +218,9 @@ def main() -> int:
         finally:
             for box, _ in soak.pods.values():
                 box.remove()
+            for node in cluster.nodes:
+                node.end(signal.SIGKILL)
+                soak.forwarder(node)  # it would outlive all else
     shutil.rmtree(directory)
     say(f"{rounds} rounds; refused: {dict(soak.refused) or 'nothing'}")
     return 0
