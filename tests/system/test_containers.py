@@ -99,12 +99,17 @@ def run(engine: Podman, name: str, *options: str) -> tuple[str, str]:
 
 
 def left(lab: Lab, node: str) -> dict[str, object]:
-    """What containers may leave behind on a node."""
+    """What containers may leave behind on a node. Its bridge stays, with addresses and routes, so one container has to have been there before."""
+    places = f"{lab.node(node).directory} /run/netns /run/cni /var/lib/cni /var/run/libpod"
     return {
         "veths": [line for line in lab.lines(node, "ip -o link show type veth") if "ens3" not in line],
+        "addresses": lab.lines(node, "ip -o addr show | sed 's/^[0-9]*: //'"),
+        "routes": lab.lines(node, "ip route show table all; ip -6 route show table all"),
+        "rules": lab.lines(node, "ip rule; ip -6 rule"),
         "neighbours": lab.lines(node, "ip neigh show dev cni0 nud permanent 2>/dev/null || true"),
         "attachments": lab.agent(node, "GET", "/v1/attachments"),
         "nat": lab.lines(node, "iptables-save -t nat 2>/dev/null | grep -c CNI-DN || true"),
+        "files": lab.lines(node, f"find {places} 2>/dev/null | sort"),
     }
 
 
@@ -137,6 +142,8 @@ def test_host_ports(own: Lab, podman: dict[str, Podman]) -> None:
 
 def test_many_containers_leave_nothing(own: Lab, podman: dict[str, Podman]) -> None:
     engine = podman["master"]
+    run(engine, "first")
+    engine("rm", "-f", "-t", "0", "first")
     before = left(own, "master")
     names = [f"m{number}" for number in range(MANY)]
     for first in range(0, MANY, AT_ONCE):
@@ -172,50 +179,82 @@ address = "{home}/sock"
 """
 
 
-@pytest.fixture
-def containerd(own: Lab, home: Path) -> Iterator[list[str]]:
-    """A containerd in node1's network namespace, and the words that run a command beside it: `ctr` knows only the usual CNI directories."""
-    place = home / "ctr"
+@contextlib.contextmanager
+def containerd(lab: Lab, node: str, place: Path) -> Iterator[Ctr]:
+    """A containerd in the node's network namespace. `ctr` knows only the usual CNI directories, so it has a mount namespace too."""
     place.mkdir()
-    done = own.tweed("exec", "node1", "--", *TWEED, "cni", "install", "--bin-dir", f"{place}/bin", "--conf-dir", f"{place}/net")
+    done = lab.tweed("exec", node, "--", *TWEED, "cni", "install", "--bin-dir", f"{place}/bin", "--conf-dir", f"{place}/net")
     assert done.returncode == 0, done.stderr
     for plugin in ("portmap", "bandwidth"):
         shutil.copy(f"/usr/lib/cni/{plugin}", place / "bin")
     (place / "config.toml").write_text(CONTAINERD.format(home=place))
     script = f'mkdir -p /opt/cni/bin /etc/cni/net.d && mount --bind {place}/bin /opt/cni/bin && mount --bind {place}/net /etc/cni/net.d && exec "$@"'
-    inside = ["nsenter", f"--net=/run/netns/{own.netns('node1')}", "--", "unshare", "--mount", "sh", "-c", script, "sh"]
-    made = [directory for directory in (Path("/opt/cni/bin"), Path("/opt/cni"), Path("/etc/cni/net.d"), Path("/etc/cni")) if not directory.exists()]
+    inside = ["nsenter", f"--net=/run/netns/{lab.netns(node)}", "--", "unshare", "--mount", "sh", "-c", script, "sh"]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen([*inside, "containerd", "-c", str(place / "config.toml")], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
             eventually((place / "sock").exists, "containerd listens")
-            yield [*inside, "ctr", "-a", str(place / "sock")]
+            yield Ctr([*inside, "ctr", "-a", str(place / "sock")], f"{lab.name}-{node}")
         finally:
             process.terminate()
             process.wait(20)
-            for directory in made:
-                directory.rmdir()
 
 
-def test_containerd_attaches_by_the_plugin(own: Lab, containerd: list[str]) -> None:
-    def ctr(*words: str, data: bytes | None = None) -> str:
-        done = subprocess.run([*containerd, *words], input=data, capture_output=True, timeout=60, check=False)
+class Ctr:
+    """`ctr` beside one containerd, and the one container that it runs: runc knows all of a machine by their names."""
+
+    def __init__(self, command: list[str], box: str) -> None:
+        self.command, self.name = command, box
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run([*self.command, *words], capture_output=True, timeout=60, check=False)
         assert done.returncode == 0, f"ctr {' '.join(words)}: {done.stderr.decode()}"
         return done.stdout.decode()
 
-    before = left(own, "node1")
-    with tempfile.TemporaryDirectory(prefix="tweed-c", dir="/tmp") as directory:
-        root = Path(directory)
-        subprocess.run(["tar", "-x", "-C", directory], input=image(), check=True)
-        (root / "etc").mkdir()
-        # In the foreground: with -d, `ctr` would never send the DEL.
-        running = subprocess.Popen([*containerd, "run", "--cni", "--rootfs", directory, "box", "/bin/sleep", "600"], stderr=subprocess.PIPE)
-        attached = eventually(lambda: own.agent("node1", "GET", "/v1/attachments"), "the container is attached")
-        addresses = [text.partition("/")[0] for text in attached[0]["addresses"]]
-        assert len(addresses) == 2 and ping([(own.netns("master"), address) for address in addresses]) == set()
-        eventually(lambda: "RUNNING" in ctr("task", "ls"), "the container runs")
-        assert addresses[0] in ctr("task", "exec", "--exec-id", "e1", "box", "/bin/ip", "addr")
-        ctr("task", "kill", "-s", "KILL", "box")
-        assert running.communicate(timeout=60)[1] == b""
-        ctr("container", "rm", "box")
-    assert left(own, "node1") == before
+    def exec(self, *words: str) -> str:
+        """What a command in the container prints."""
+        return self("task", "exec", "--exec-id", "e", self.name, *words)
+
+    @contextlib.contextmanager
+    def box(self, rootfs: str) -> Iterator[None]:
+        """A container that runs meanwhile: in the foreground, since with -d `ctr` would never send the DEL."""
+        running = subprocess.Popen([*self.command, "run", "--cni", "--rootfs", rootfs, self.name, "/bin/sleep", "600"], stderr=subprocess.PIPE)
+        try:
+            eventually(lambda: "RUNNING" in self("task", "ls"), "the container runs")
+            yield
+        finally:
+            self("task", "kill", "-s", "KILL", self.name)
+            assert running.communicate(timeout=60)[1] == b""
+            self("container", "rm", self.name)
+
+
+@pytest.fixture
+def containerds(own: Lab, home: Path) -> Iterator[dict[str, Ctr]]:
+    made = [directory for directory in (Path("/opt/cni/bin"), Path("/opt/cni"), Path("/etc/cni/net.d"), Path("/etc/cni")) if not directory.exists()]
+    try:
+        with contextlib.ExitStack() as stack:
+            yield {node: stack.enter_context(containerd(own, node, home / f"ctr-{node}")) for node in ("master", "node1")}
+    finally:
+        for directory in made:
+            directory.rmdir()
+
+
+def test_containers_of_containerd_on_different_nodes_talk_and_leave_nothing(own: Lab, containerds: dict[str, Ctr], tmp_path: Path) -> None:
+    for node in containerds:
+        root = tmp_path / node
+        (root / "etc").mkdir(parents=True)
+        subprocess.run(["tar", "-x", "-C", root], input=image(), check=True)
+
+    def once() -> dict[str, object]:
+        with contextlib.ExitStack() as stack:
+            for node, ctr in containerds.items():
+                stack.enter_context(ctr.box(str(tmp_path / node)))
+            addresses = {node: [text.partition("/")[0] for text in own.agent(node, "GET", "/v1/attachments")[0]["addresses"]] for node in containerds}
+            for (node, ctr), other in zip(containerds.items(), reversed(containerds), strict=True):
+                assert len(addresses[node]) == 2 and addresses[node][0] in ctr.exec("/bin/ip", "addr")
+                for address in addresses[other]:
+                    assert "3 packets received" in ctr.exec("/bin/ping", "-c3", "-i0.2", "-W5", address)
+        return {node: left(own, node) for node in containerds}
+
+    first = once()
+    assert once() == first and not any(own.agent(node, "GET", "/v1/attachments") for node in containerds)
