@@ -350,10 +350,8 @@ class Agent:
         self.told = tell(all_problems(self), self.told)
         self.passes += 1
         self.last_pass_at, self.last_reason = time.time(), ", ".join(sorted(reasons))
-        if self.complete and not reasons & {"start", "lease"}:
-            self.repairs += done
-        elif self.complete:
-            self.repairs += len(report.containers)  # which no lease changes
+        if self.complete:  # what a new lease makes is no repair; what was done for containers is, whatever came with it
+            self.repairs += len(report.containers) if reasons & {"start", "lease"} else done
         for name, text in report.device_failures.items():
             log.warning("%s: %s", name, text)
         if report.failures or report.device_failures:

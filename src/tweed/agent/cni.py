@@ -90,21 +90,25 @@ class Cni:
         self._changing()
         log.info("CNI DEL of %s %s", call.container_id, call.ifname)
         attachments, name = self.agent.attachments, host_name(call.container_id, call.ifname)
-        entry, ours = attachments.find(call.container_id, call.ifname), links.link(self.agent.netlink, name)
+        entry = attachments.find(call.container_id, call.ifname)
+        renamed = entry is not None and links.link(self.agent.netlink, name) is None  # or gone
         await self.removal.remove(name)
-        # What another plugin made, or somebody renamed, is told by the container's side.
-        if call.netns and ((entry is not None and ours is None) or attachments.inherited(call.container_id, call.ifname)):
-            try:
-                with container(call.netns, descriptors) as inside:
-                    link = links.link(inside.nl, call.ifname)
-                    if link is not None and (entry is None or link.mac == entry.mac):
-                        links.delete_link(inside.nl, call.ifname)
-            except Unknown:
-                pass
-            except KernelError:
-                if entry is None:
-                    raise  # else it is most likely gone, and an agent that may not enter cannot see to it
+        if call.netns and (renamed or attachments.inherited(call.container_id, call.ifname)):
+            self._delete_inside(call, descriptors, entry)
         attachments.detach(call.container_id, call.ifname)
+
+    def _delete_inside(self, call: Call, descriptors: list[int], entry: Attachment | None) -> None:
+        """What another plugin made, or somebody renamed, is told by the container's end; that of `entry` by its MAC too."""
+        try:
+            with container(call.netns, descriptors) as inside:
+                link = links.link(inside.nl, call.ifname)
+                if link is not None and (entry is None or link.mac == entry.mac):
+                    links.delete_link(inside.nl, call.ifname)
+        except Unknown:
+            pass
+        except KernelError:
+            if entry is None:
+                raise  # else it is most likely gone, and an agent that may not enter cannot see to it
 
     async def check(self, call: Call, conf: Conf, descriptors: list[int]) -> None:
         if conf.prev_result is None:
