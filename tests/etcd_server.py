@@ -99,14 +99,14 @@ class Server:
             member.start(everybody)
         self.wait()
 
-    def wait(self) -> None:
-        """Until the members that run all name one leader, and the cluster answers."""
+    def wait(self) -> Member:
+        """Until the members that run all name one leader, which is returned, and the cluster answers."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                self.leader()
+                leader = self.leader()
                 self.ctl("get", "anything")
-                return
+                return leader
             except RuntimeError as error:
                 if time.monotonic() > deadline:
                     logs = "".join(path.read_text()[-2000:] for path in self.directory.glob("*.log"))

@@ -53,8 +53,7 @@ async def connect(cluster):
 
 async def leader(cluster):
     """The member that leads now."""
-    await asyncio.to_thread(cluster.wait)
-    return await asyncio.to_thread(cluster.leader)
+    return await asyncio.to_thread(cluster.wait)
 
 
 async def insist(work):
@@ -77,7 +76,7 @@ async def follow(store, revision, events):
 
 
 async def written_through(connect, number, happens):
-    """Leases written one after the other while something happens to the cluster: which, and what a watcher saw of them."""
+    """Leases written one after the other while something happens to the cluster. Returns their keys, those that a watcher saw, and those that are there."""
     writer, watcher = connect(), connect()
     events = []
     watching = asyncio.create_task(follow(watcher, (await watcher.snapshot()).revision, events))
@@ -92,8 +91,7 @@ async def written_through(connect, number, happens):
             assert not watching.done()
             await asyncio.sleep(0.02)
     watching.cancel()
-    assert [e.key for e in events] == written, "each once, in order"
-    assert [r.key for r in (await insist(watcher.snapshot)).records] == sorted(written)
+    return written, [e.key for e in events], [r.key for r in (await insist(watcher.snapshot)).records]
 
 
 async def created(store, new):
@@ -110,14 +108,16 @@ async def test_a_member_that_is_killed_costs_nothing(cluster, connect):
         first = await leader(cluster)
         next(member for member in cluster.members if member is not first).end()
 
-    await written_through(connect, 60, kill_a_follower)
+    written, seen, there = await written_through(connect, 60, kill_a_follower)
+    assert seen == written and there == sorted(written), "each once, in order"
 
 
 async def test_the_leader_killed_costs_a_pause(cluster, connect):
     async def kill_the_leader():
         (await leader(cluster)).end()
 
-    await written_through(connect, 60, kill_the_leader)
+    written, seen, there = await written_through(connect, 60, kill_the_leader)
+    assert seen == written and there == sorted(written), "each once, in order"
 
 
 async def test_without_a_majority_every_call_ends_in_time_and_afterwards_all_is_there(cluster, connect):

@@ -351,7 +351,8 @@ def test_a_namespace_that_does_not_exist(node):
     assert node.attachments.list() == () and links.link(node.space.nl, "cni0") is None
 
 
-FILE, ROUTING, PACKET, OTHER = None, (socket.AF_NETLINK, 0), (socket.AF_PACKET, 0), (socket.AF_INET, 0)
+FILE, BOUND, ROUTING, PACKET = "file", "bound", (socket.AF_NETLINK, socket.SOCK_RAW), (socket.AF_PACKET, socket.SOCK_RAW)
+OTHER = (socket.AF_INET, socket.SOCK_DGRAM)
 
 
 @pytest.mark.parametrize(
@@ -365,15 +366,15 @@ FILE, ROUTING, PACKET, OTHER = None, (socket.AF_NETLINK, 0), (socket.AF_PACKET, 
         ((ROUTING, ROUTING), False),
         ((ROUTING, PACKET, PACKET), False),
         ((ROUTING, FILE, FILE), False),
-        (("bound", FILE), False),
+        ((BOUND, FILE), False),
     ],
 )
 def test_what_a_caller_sends_is_used_or_closed(sent, works):
     def opened(what):
-        if what is FILE:
+        if what == FILE:
             return os.open("/proc", os.O_RDONLY)
-        made = socket.socket(*(ROUTING[0], socket.SOCK_RAW, 0) if what == "bound" else (what[0], socket.SOCK_RAW if what != OTHER else socket.SOCK_DGRAM, 0))
-        if what == "bound":
+        made = socket.socket(*(ROUTING if what == BOUND else what))
+        if what == BOUND:
             made.bind((0, 0))
         return made.detach()
 

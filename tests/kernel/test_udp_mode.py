@@ -25,11 +25,12 @@ from tweed.addr import Prefix, parse_address
 from tweed.agent.forwarding import Forwarding
 from tweed.config import Settings
 from tweed.kernel import tun
+from tweed.kernel.netlink import SO_RCVBUFFORCE
 from tweed.kernel.netns import run_in
 from tweed.udp.control import Report, Request, Task, ask, descriptors
 from tweed.udp.peers import Table, peer
 
-SO_RCVBUFFORCE, ROOM = 33, 8 << 20  # for all that waits while one process follows another
+ROOM = 8 << 20  # for all that waits while one process follows another
 PLAIN = Path(__file__).parent / "plain_peer.py"
 OUTER = ("192.0.2.1", "192.0.2.2")
 INNER = ("10.244.1.0", "10.244.2.0")

@@ -124,6 +124,9 @@ class Mixed(Cluster):
         for host in self.hosts:
             host.start_flanneld()
 
+    def reached_at(self, address: str, by: list[Host]) -> bool:
+        return all(f"dst {address} " in host.node.sh("bridge fdb show dev flannel.1") for host in by)
+
     def ctl(self, *words: str) -> str:
         return self.switch.sh(f"ETCDCTL_API=3 etcdctl --endpoints={ETCD} {' '.join(words)}")
 
@@ -250,11 +253,11 @@ def test_beside_each_other(mixed: Mixed) -> None:
     with streams(mixed):  # our address changes: flanneld on the others follows
         pass
     moved.node.sh("ip addr del 192.168.2.1/16 dev ens33; ip addr add 192.168.2.99/16 dev ens33")
-    wait_for(lambda: all("dst 192.168.2.99 " in h.node.sh("bridge fdb show dev flannel.1") for h in mixed.hosts[1:]), "both flannelds follow")
+    wait_for(lambda: mixed.reached_at("192.168.2.99", by=mixed.hosts[1:]), "both flannelds follow")
     with streams(mixed):
         pass
     moved.node.sh("ip addr del 192.168.2.99/16 dev ens33; ip addr add 192.168.2.1/16 dev ens33")
-    wait_for(lambda: all("dst 192.168.2.1 " in h.node.sh("bridge fdb show dev flannel.1") for h in mixed.hosts[1:]), "and back")
+    wait_for(lambda: mixed.reached_at("192.168.2.1", by=mixed.hosts[1:]), "and back")
     assert moved.node.tweed("cleanup", "--to-flannel", *moved.node.flags).returncode == 0
     moved.node.process = None
     moved.start_flanneld()

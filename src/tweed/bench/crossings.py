@@ -101,7 +101,7 @@ def datagrams(client: int, server: int, address: str) -> Iterator[tuple[Ends, Ca
         out.connect(into.getsockname())
         # A timeout of Python's would cost a poll for each datagram. There is room for all of them, should the receiver be held up.
         into.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(PATIENCE_S), 0))
-        into.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, DATAGRAMS * 2 * 2048)
+        into.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, DATAGRAMS * 2048)
 
         def send() -> int:
             due = time.monotonic()

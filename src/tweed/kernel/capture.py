@@ -19,10 +19,11 @@ import msgspec
 
 from tweed.errors import KernelError
 from tweed.kernel.filter import Filter, attach
+from tweed.kernel.netlink import SO_RCVBUFFORCE
 from tweed.kernel.netns import run_in
 
 ETH_P_ALL = 3
-SO_RCVBUFFORCE, SO_TIMESTAMPNS_NEW = 33, 64
+SO_TIMESTAMPNS_NEW = 64
 SOL_PACKET, PACKET_STATISTICS = 263, 6
 PACKET_OTHERHOST, PACKET_OUTGOING = 3, 4
 ETHERNET = 14
