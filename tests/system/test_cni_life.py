@@ -249,7 +249,16 @@ def node_gateway(document):
 # ---- restarts ---------------------------------------------------------------------------------------------------
 
 
-def test_traffic_and_check_survive_an_agent_that_is_killed_and_started_again(node):
+def test_traffic_and_check_survive_an_agent_that_is_killed_upgraded_and_started_again(node):
+    def of_another_version():
+        """What an earlier agent did not write yet, and a later one writes that this one does not know."""
+        path = node.state / "attachments.json"
+        ledger = json.loads(path.read_text())
+        for entry in (ledger, *ledger["attachments"]):
+            entry.pop("promisc", None)
+            entry["of a later version"] = {"any": ["thing"]}
+        path.write_text(json.dumps(ledger))
+
     runtime = installed(node)
     with sandboxes(2) as (first, second):
         runtime.add(NETWORK, "a", first.path)
@@ -271,10 +280,12 @@ def test_traffic_and_check_survive_an_agent_that_is_killed_and_started_again(nod
             for number in (signal.SIGKILL, signal.SIGTERM):
                 node.end(number)
                 assert say("without an agent") == "without an agent"
+                of_another_version()
                 node.start()
                 assert say("after") == "after"
             for name, box in (("a", first), ("b", second)):
                 runtime.check(NETWORK, name, box.path)
+            assert set(attached(node)) == {"a", "b"} and "WARNING container" not in node.log.read_text(), "the ledger was read"
         finally:
             for process in (client, server):
                 process.kill()
